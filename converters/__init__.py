@@ -1,0 +1,1 @@
+"""The GE graph converter of the operator, for TorchAIR."""

@@ -1,0 +1,1 @@
+"""npu-lowering: npu_grouped_matmul_finalize_routing on any machine."""

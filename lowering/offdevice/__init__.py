@@ -1,0 +1,1 @@
+"""TorchAIR on a machine without an NPU."""
