@@ -1,0 +1,82 @@
+"""The operator as standard, traceable torch ops: for export, other runtimes and other devices.
+
+There is no branch on data and no value leaves the graph. The integer matmul becomes float32 ones
+that are exact: int8 values are exact in float32, TF32 and bfloat16 alike, and a float32 sum of 1024
+products is at most 2**24, exact in any order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from npu_lowering import fractal_nz, schema
+from npu_lowering.checks import Problem
+
+_EXACT_K = 1 << 10
+
+
+def run(problem: Problem) -> Tensor:
+    """Compute a checked call with standard torch ops, on real, fake or proxy tensors."""
+    ends = problem.group_list
+    if problem.group_list_type == schema.COUNTS:
+        ends = ends.cumsum(0)
+    row = torch.arange(problem.m, device=problem.x.device)
+    # Tail rows may hold anything, in any tensor: they are computed on and then masked away.
+    counts = row < ends[-1]
+    group = torch.searchsorted(ends, row, right=True).clamp(max=problem.e - 1)
+
+    y = _grouped_matmul(problem, ends, group).float() * problem.scale.float()[group]
+    p = problem.logit
+    if problem.pertoken_scale is not None:
+        p = problem.pertoken_scale if p is None else problem.pertoken_scale * p
+    if p is not None:
+        y = y * p.unsqueeze(1)
+    if problem.bias is not None:
+        bias = problem.bias.float()[group]
+        y = y + (bias if problem.logit is None else problem.logit.unsqueeze(1) * bias)
+    # -0.0 is what changes no float when added, 0.0 included; 0.0 would turn -0.0 into 0.0.
+    y = torch.where(counts.unsqueeze(1), y, -0.0)
+    row_index = torch.where(counts, problem.row_index, 0)
+    return _initial(problem).index_add(0, row_index, y)
+
+
+def _grouped_matmul(problem: Problem, ends: Tensor, group: Tensor) -> Tensor:
+    """Exact int32 ``x[r] @ w[group[r]]``, ``(m, n)``; tail rows come out undefined.
+
+    ``torch._grouped_mm`` is no help: its Meta function refuses float32, so it cannot be traced.
+    Each group is cut into blocks of ceil(m / e) rows, the last one not full, which makes at most
+    2 * e blocks whatever the groups are: one batched GEMM of about twice the arithmetic, where
+    masking would cost e times.
+    """
+    x, k, m, e = problem.x, problem.k, problem.m, problem.e
+    w = fractal_nz.unfold(problem.w) if problem.w_is_nz else problem.w
+    size = (m + e - 1) // e
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    blocks = (ends - starts + size - 1) // size
+    past = blocks.cumsum(0)
+    first = past - blocks
+
+    block = torch.arange(2 * e, device=x.device)
+    expert = torch.searchsorted(past, block, right=True).clamp(max=e - 1)
+    row = (starts[expert] + (block - first[expert]) * size).unsqueeze(1)
+    # Past the end of a group lie rows of others; nobody asks for what comes of them.
+    row = (row + torch.arange(size, device=x.device)).clamp(max=m - 1)
+    place = first[group] * size + torch.arange(m, device=x.device) - starts[group]
+    place = place.clamp(max=2 * e * size - 1)
+
+    acc = torch.zeros((), dtype=torch.int32, device=x.device)
+    for start in range(0, k, _EXACT_K):
+        part = slice(start, min(start + _EXACT_K, k))
+        products = torch.bmm(x[:, part][row].float(), w[:, part][expert].float())
+        acc = acc + products.int().flatten(0, 1)[place]
+    return acc
+
+
+def _initial(problem: Problem) -> Tensor:
+    out = problem.x.new_zeros((problem.output_bs, problem.n), dtype=torch.float32)
+    if problem.shared_input is None:
+        return out
+    shared = problem.shared_input.float() * problem.shared_input_weight
+    first = problem.shared_input_offset
+    return torch.cat([out[:first], shared, out[first + shared.shape[0] :]])

@@ -1,0 +1,231 @@
+"""Puts the operator into PyTorch's dispatcher: the one module with side effects.
+
+Importing it calls :func:`register`. Where torch_npu defines the operator, ours attach to its
+schema, whatever its generation, and hand what they do not cover on to what was there before;
+elsewhere the schema is defined here. :func:`withdraw` takes all of it back, so that torch_npu may
+still define it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from npu_lowering import environment
+
+environment.keep_torch_importable()  # has to come before torch does
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensor  # noqa: E402
+
+from npu_lowering import (  # noqa: E402
+    autograd,
+    checks,
+    cpu,
+    decomposition,
+    fake,
+    format_cast,
+    schema,
+)
+
+Kernel = Callable[..., Tensor]
+
+# Where the registration is kept: on torch.library, which outlives a reload of this module and a
+# second copy of it. What a Library registered goes when the Library goes.
+_HOME = "_npu_lowering_registration"
+
+
+@dataclass
+class _Registration:
+    """What this package has put into the dispatcher.
+
+    Attributes:
+        libraries: the handles that keep it there.
+        owned: ``qualname/key`` for each kernel, ``qualname`` for each schema.
+    """
+
+    libraries: list[torch.library.Library] = field(default_factory=list)
+    owned: set[str] = field(default_factory=set)
+
+
+def register() -> None:
+    """Define the operator or attach to it; calling it again changes nothing."""
+    registration = _registration()
+    if registration.libraries:
+        return
+    if environment.is_installed() and environment.has_cann():
+        _import_torch_npu()
+    definitions = torch.library.Library(schema.NAMESPACE, "FRAGMENT")
+    kernels = torch.library.Library(schema.NAMESPACE, "IMPL")
+    registration.libraries.extend((definitions, kernels))
+    for qualname, text in (
+        (schema.QUALNAME, schema.SCHEMA),
+        (schema.FORMAT_CAST_QUALNAME, schema.FORMAT_CAST_SCHEMA),
+    ):
+        if not is_defined(qualname):
+            definitions.define(text)
+            registration.owned.add(qualname)
+    upstream_meta = _upstream_meta()
+    for key, kernel in (
+        ("CPU", _cpu),
+        ("Meta", _fake if upstream_meta is None else _with_fallback(_fake, upstream_meta)),
+        ("Autograd", _autograd),
+    ):
+        _impl(kernels, schema.NAME, kernel, key)
+    _impl(kernels, schema.FORMAT_CAST_NAME, format_cast.run, "CPU")
+    if not _has_kernel(schema.FORMAT_CAST_QUALNAME, "Meta"):
+        _impl(kernels, schema.FORMAT_CAST_NAME, format_cast.run, "Meta")
+
+
+def withdraw() -> None:
+    """Take back every definition and kernel of this package.
+
+    torch_npu's C++ definition of an operator that Python has defined aborts the process, so this
+    has to come before torch_npu is imported into a process that has registered without it.
+    """
+    registration = _registration()
+    for library in registration.libraries:
+        if hasattr(library, "_destroy"):
+            library._destroy()
+        else:  # torch 2.1, where the C++ handle's own destructor does it
+            torch.library._impls.difference_update(library._op_impls)
+            library.m = None
+    registration.libraries.clear()
+    registration.owned.clear()
+    namespace = getattr(torch.ops, schema.NAMESPACE)
+    for name in (schema.NAME, schema.FORMAT_CAST_NAME):
+        namespace.__dict__.pop(name, None)
+
+
+def is_defined(qualname: str) -> bool:
+    """Whether the dispatcher has a schema for an operator."""
+    return bool(torch._C._jit_get_schemas_for_operator(qualname))
+
+
+def op() -> Any:
+    """The operator's overload, whoever defined it."""
+    return getattr(getattr(torch.ops, schema.NAMESPACE), schema.NAME).default
+
+
+def decompositions() -> dict[Any, Kernel]:
+    """The operator as standard torch ops, for ``run_decompositions``, ``make_fx`` and AOTAutograd.
+
+    Returns:
+        A dict from the operator's overload to a traceable function of the operator's own signature,
+        exact as the CPU kernel is, with the same errors for what metadata shows. Values are not
+        checked: there is no branch on data. It is a fresh dict; torch's own table is left alone.
+    """
+    return {op(): _decomposed}
+
+
+def _cpu(*args: Any, **kwargs: Any) -> Tensor:
+    return cpu.run(_problem(*args, **kwargs))
+
+
+def _fake(*args: Any, **kwargs: Any) -> Tensor:
+    try:
+        return fake.run(_problem(*args, **kwargs))
+    except NotImplementedError as error:
+        if any(isinstance(value, FakeTensor) for value in (*args, *kwargs.values())):
+            # FakeTensorMode takes a NotImplementedError for a missing Meta kernel, and would put a
+            # sentence of its own, without ours, in its place.
+            raise RuntimeError(str(error)) from error
+        raise
+
+
+def _decomposed(*args: Any, **kwargs: Any) -> Tensor:
+    return decomposition.run(_problem(*args, **kwargs))
+
+
+def _autograd(*args: Any, **kwargs: Any) -> Tensor:
+    return autograd.run(op(), _by_name(args, kwargs))
+
+
+def _with_fallback(ours: Kernel, upstream: Kernel) -> Kernel:
+    """Ours where it covers the call, upstream's for the rest."""
+
+    def kernel(*args: Any, **kwargs: Any) -> Tensor:
+        call = _by_name(args, kwargs)
+        later = {name: call[name] for name in (*checks.LATER, *_unknown(call)) if name in call}
+        covered = checks.is_covered(call["w"], **later)
+        return (ours if covered else upstream)(*args, **kwargs)
+
+    return kernel
+
+
+def _problem(*args: Any, **kwargs: Any) -> checks.Problem:
+    call = _by_name(args, kwargs)
+    for name in _unknown(call):
+        value = call.pop(name)
+        if value is not None:
+            checks.refuse_later(name, value)
+    return checks.check(**call)
+
+
+def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(("x", "w", "group_list"), args)), **kwargs}
+
+
+def _unknown(call: dict[str, Any]) -> list[str]:
+    """Arguments of a generation newer than this package."""
+    return [name for name in call if name not in checks.ARGUMENTS]
+
+
+def _registration() -> _Registration:
+    registration: _Registration = torch.library.__dict__.setdefault(_HOME, _Registration())
+    return registration
+
+
+def _impl(library: torch.library.Library, name: str, kernel: Kernel, key: str) -> None:
+    # torch before 2.6 refuses a second Python kernel for a key by this table alone, and the
+    # dispatcher announces every replacement, which here is the purpose.
+    torch.library._impls.discard(f"{schema.NAMESPACE}/{name}/{key}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*[Oo]verriding a previously registered")
+        library.impl(name, kernel, key)
+    _registration().owned.add(f"{schema.NAMESPACE}::{name}/{key}")
+
+
+def owner(key: str = "") -> str:
+    """Who registered the operator's kernel for a dispatch key, or, without one, its schema.
+
+    Returns:
+        ``"ours"``, ``"upstream's"`` or ``"none"``.
+    """
+    if key and not _has_kernel(schema.QUALNAME, key):
+        return "none"
+    name = f"{schema.QUALNAME}/{key}" if key else schema.QUALNAME
+    return "ours" if name in _registration().owned else "upstream's"
+
+
+def _has_kernel(qualname: str, key: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualname, key))
+
+
+def _upstream_meta() -> Kernel | None:
+    """torch_npu's own Meta function, a plain Python function of one of its modules."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("torch_npu.") and name.endswith("._meta_registrations"):
+            found: Kernel | None = getattr(module, f"{schema.NAME}_meta", None)
+            if found is not None:
+                return found
+    return None
+
+
+def _import_torch_npu() -> None:
+    """Let torch_npu define its operators first: after ours it would abort the process."""
+    try:
+        __import__("torch_npu")
+    except Exception as error:  # noqa: BLE001 -- anything may fail in a driver's start-up
+        warnings.warn(
+            f"torch_npu is installed and its import failed ({type(error).__name__}: {error}); "
+            "npu_lowering goes on without it, on CPU",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+register()

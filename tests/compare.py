@@ -1,0 +1,17 @@
+"""Equality to the last bit, with a message that says how far off it was."""
+
+import torch
+
+
+def assert_same(actual, expected):
+    """Same shape, dtype and bits; the sign of zero counts, a NaN equals a NaN."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    nan = expected.isnan()
+    assert torch.equal(actual.isnan(), nan), "NaN in other places"
+    a, b = actual.masked_fill(nan, 0), expected.masked_fill(nan, 0)
+    different = a.contiguous().view(torch.int32) != b.contiguous().view(torch.int32)
+    assert not different.any(), (
+        f"{int(different.sum())} of {different.numel()} elements differ, "
+        f"by at most {(a - b).abs().max().item():.3g}, first at {different.nonzero()[0].tolist()}"
+    )

@@ -1,0 +1,50 @@
+"""Shared by every test. npu_lowering comes first: without CANN, torch alone cannot be imported."""
+
+import npu_lowering  # noqa: F401  isort: skip
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that bring torch_npu into the process come last: nothing can take it out again."""
+    items.sort(key=lambda item: "offdevice" in Path(item.path).parts)
+
+
+@pytest.fixture
+def op():
+    """The operator as the dispatcher has it, looked up anew for each test."""
+    return torch.ops.npu.npu_grouped_matmul_finalize_routing
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Runs a program in a process of its own, warnings as errors, and returns what it printed."""
+
+    def run(program, *, env=None, code=0):
+        environment = {
+            "HOME": str(tmp_path),
+            "PATH": os.environ["PATH"],
+            "PYTHONWARNINGS": "error",
+            **(env or {}),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    return run

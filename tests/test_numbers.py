@@ -1,0 +1,119 @@
+"""What the operator computes, against the oracle, to the last bit."""
+
+import pytest
+import torch
+from cases import CASES, FULL_SIZE, call, constant
+from compare import assert_same
+from oracle import oracle
+
+import npu_lowering
+from npu_lowering import cpu
+
+ALL = {**CASES, **FULL_SIZE}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_eager_and_decomposition_equal_the_oracle(name, op):
+    case = ALL[name]()
+    expected = oracle(**case)
+    actual = op(**case)
+    assert actual.is_contiguous()
+    assert_same(actual, expected)
+    assert_same(npu_lowering.npu_grouped_matmul_finalize_routing(**case), expected)
+    assert_same(npu_lowering.decompositions()[op.default](**case), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equal_without_an_integer_matmul(name, op, monkeypatch):
+    monkeypatch.setattr(cpu, "_int_mm_is_exact", lambda: False)
+    case = CASES[name]()
+    assert_same(op(**case), oracle(**case))
+
+
+def test_a_float32_matmul_is_not_exact():
+    """Why the kernel does not use one: odd sums past 2**24 do not fit a float32."""
+    case = constant(127, 127, 2048)
+    case["x"][:, 0] = 126
+    exact = (127 * 127 * 2048 - 127) * torch.ones(24, 64, dtype=torch.int64)
+    in_float32 = (case["x"].float() @ case["w"][0].float()).long()
+    assert not torch.equal(in_float32, exact)
+    assert torch.equal(cpu._matmul(case["x"], case["w"][0]).long(), exact)
+
+
+def test_any_number_of_threads_gives_the_same_bits(op):
+    case = call(m=512, k=256, n=512, counts=(200, 0, 12, 300), output_bs=40)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(op(**case))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results:
+        assert_same(result, oracle(**case))
+
+
+@pytest.mark.parametrize("name", ["both", "fractal_nz_padded", "bias_bfloat16", "experts_256"])
+def test_small_blocks_give_the_same_bits(name, op, monkeypatch):
+    """Rows and panels cut into many blocks, as large problems are."""
+    monkeypatch.setattr(cpu, "_BLOCK", 3 * 96)
+    monkeypatch.setattr(cpu, "_WEIGHT_BLOCK", 1)
+    case = CASES[name]()
+    assert_same(op(**case), oracle(**case))
+
+
+def test_inputs_are_left_alone(op):
+    case = call(bias=torch.bfloat16)
+    before = {name: v.clone() for name, v in case.items() if isinstance(v, torch.Tensor)}
+    out = op(**case)
+    for name, value in before.items():
+        assert torch.equal(case[name], value), name
+        assert case[name].data_ptr() != out.data_ptr()
+
+
+def test_sums_past_int32_are_an_error(op):
+    """From k = 131072 on an int32 sum can overflow; what fits is computed, the rest refused."""
+    k = 1 << 17
+    case = call(m=2, k=k, n=2, counts=(2,), output_bs=2, shared_rows=0)
+    case["x"], case["w"] = case["x"].clamp_(-1, 1), case["w"]
+    assert_same(op(**case), oracle(**case))
+    case["x"].fill_(-128)
+    case["w"].fill_(-128)
+    with pytest.raises(OverflowError, match=r"^x and w must keep each sum of products in int32"):
+        op(**case)
+
+
+def test_the_int_mm_probe_refuses_a_saturating_build(monkeypatch):
+    monkeypatch.setattr(
+        torch, "_int_mm", lambda x, w: (x.int() @ w.int()).clamp(-(2**15), 2**15 - 1)
+    )
+    assert not cpu._int_mm_is_exact.__wrapped__()
+
+
+@pytest.mark.large
+def test_memory_stays_bounded(run_python):
+    """The largest documented problem, in 256 MiB over its inputs and its result."""
+    program = """
+import resource
+import npu_lowering, torch
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+m, k, n, rows, e = 131072, 2048, 7168, 16384, 8
+for dress in (lambda w: w, lambda w: w.view(e, n // 32, k // 16, 16, 32)):
+    x = torch.randint(-128, 128, (m, k), dtype=torch.int8)
+    w = dress(torch.randint(-128, 128, (e, k, n), dtype=torch.int8))
+    case = dict(
+        group_list=torch.tensor([0, m // 2, 0, 1, 2, 3, 4, m // 2 - 10]),
+        scale=torch.rand(e, n), pertoken_scale=torch.rand(m), logit=torch.rand(m),
+        bias=torch.rand(e, n), row_index=torch.randint(rows, (m,)), output_bs=rows,
+        shared_input=torch.zeros(2048, n, dtype=torch.bfloat16),
+    )
+    before = peak()
+    out = torch.ops.npu.npu_grouped_matmul_finalize_routing(x, w, **case)
+    over = (peak() - before - out.numel() * 4) / 2**20
+    print(f"{over:.0f} MiB over inputs and result")
+    assert over < 256
+    del x, w, case, out
+"""
+    print(run_python(program))
