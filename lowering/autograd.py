@@ -173,7 +173,7 @@ def _products(op: Op, problem: Problem, ends: Tensor, rows: slice) -> Tensor:
     x = problem.x[rows]
     m, n = x.shape[0], problem.n
     cut = ends.clamp(rows.start, rows.stop)
-    group_list = torch.diff(cut, prepend=cut.new_full((1,), rows.start))
+    group_list = cut - torch.cat([cut.new_full((1,), rows.start), cut[:-1]])
     ones = torch.ones(m, dtype=torch.float32, device=x.device)
     # Device versions disagree on which of these may be left out; all of them take all of them.
     return op(

@@ -171,7 +171,9 @@ CASES = {
         row_index=torch.zeros(24, dtype=torch.int64),
     ),
     "infinite_scale_that_counts": lambda: call(
-        pertoken_scale=torch.full((24,), float("inf")), row_index=torch.zeros(24, dtype=torch.int64)
+        row_index=torch.arange(24),
+        output_bs=24,
+        pertoken_scale=torch.ones(24).index_fill(0, torch.tensor([3, 17]), float("inf")),
     ),
     "strided": strided,
     "offset_storage": offset_storage,

@@ -1,0 +1,114 @@
+"""Gradients, against those of the oracle in float64."""
+
+import pytest
+import torch
+from cases import CASES, call
+from oracle import oracle
+
+from npu_lowering import autograd
+
+FLOATS = ("scale", "bias", "pertoken_scale", "shared_input", "logit")
+DIFFERENTIABLE = [name for name in CASES if "infinite" not in name]
+
+
+def floats_of(case):
+    return [name for name in FLOATS if case.get(name) is not None]
+
+
+def gradients(function, case, names, **options):
+    """Gradients of a fixed weighted sum of the result."""
+    case = {**case, **{name: case[name].detach().requires_grad_() for name in names}}
+    out = function(**case, **options)
+    if not out.requires_grad:  # no row counts: the oracle uses none of its inputs
+        return [torch.zeros_like(case[name]) for name in names]
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+    inputs = [case[name] for name in names]
+    return torch.autograd.grad((out * weight).sum(), inputs, materialize_grads=True)
+
+
+def assert_close(case, names, actual, function=oracle):
+    """Within float32's rounding of sums this long; bfloat16 inputs get bfloat16 gradients."""
+    inputs = {name: case[name].double() for name in names}
+    expected = gradients(function, {**case, **inputs}, names, compute=torch.float64)
+    for name, grad, reference in zip(names, actual, expected):
+        assert grad.dtype == case[name].dtype
+        assert grad.shape == case[name].shape
+        eps = 2**-8 if grad.dtype == torch.bfloat16 else 1e-5
+        error = (grad.double() - reference).abs().max().item()
+        bound = eps * reference.abs().max().item()
+        assert error <= bound, f"{name}: off by {error:.3g}, allowed {bound:.3g}"
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients(name, op):
+    case = CASES[name]()
+    names = floats_of(case)
+    assert_close(case, names, gradients(op, case, names))
+
+
+@pytest.mark.parametrize("wanted", FLOATS)
+def test_gradient_of_one_input_alone(wanted, op):
+    case = call(bias=torch.float32)
+    assert_close(case, [wanted], gradients(op, case, [wanted]))
+
+
+def test_gradients_in_pieces(op, monkeypatch):
+    monkeypatch.setattr(autograd, "_ROWS", 5)
+    case = CASES["tail_of_garbage"]()
+    names = floats_of(case)
+    assert_close(case, names, gradients(op, case, names))
+
+
+def test_tail_rows_get_zero(op):
+    case = CASES["tail_of_garbage"]()
+    for grad in gradients(op, case, ["pertoken_scale", "logit"]):
+        assert torch.equal(grad[24:], torch.zeros(6))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", ["bias_bfloat16", "tail_of_garbage", "fractal_nz_padded"])
+def test_gradients_compiled(name, dynamic, backend, op):
+    torch._dynamo.reset()
+    case = CASES[name]()
+    names = floats_of(case)
+    compiled = torch.compile(
+        lambda **case: op(**case), backend=backend, dynamic=dynamic, fullgraph=True
+    )
+    assert_close(case, names, gradients(compiled, case, names))
+
+
+def test_second_derivative(op):
+    """Backward is made of differentiable ops, so it can be differentiated again."""
+    case = call(m=6, k=4, n=3, counts=(2, 0, 4), shared_rows=0, output_bs=4)
+    names = ["scale", "pertoken_scale", "logit"]
+
+    def second(function, case, **options):
+        case = {**case, **{name: case[name].detach().requires_grad_() for name in names}}
+        inputs = [case[name] for name in names]
+        out = function(**case, **options)
+        first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(grad.square().sum() for grad in first), inputs)
+
+    actual = second(op, case)
+    double = {**case, **{name: case[name].double() for name in names}}
+    for grad, expected in zip(actual, second(oracle, double, compute=torch.float64)):
+        torch.testing.assert_close(grad.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_nothing_is_recorded_without_need(op):
+    case = call()
+    assert op(**case).grad_fn is None
+    case["scale"].requires_grad_()
+    with torch.no_grad():
+        assert op(**case).grad_fn is None
+    with torch.inference_mode():
+        assert op(**call()).is_inference()
+    assert op(**case).grad_fn is not None
+
+
+def test_errors_are_the_same_when_recording(op):
+    case = call(output_bs=25, row_index=torch.zeros(24, dtype=torch.int64))
+    case["scale"].requires_grad_()
+    with pytest.raises(ValueError, match=r"^output_bs must be 0 or None, for m"):
+        op(**case)

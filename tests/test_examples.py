@@ -1,0 +1,34 @@
+"""The examples run, each as a person would run it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TORCH
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NEEDS = {"compile_and_export.py": (2, 6)}
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_example(example, tmp_path):
+    if NEEDS.get(example, TORCH) > TORCH:
+        pytest.skip(f"{example} needs torch {NEEDS[example]}")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / example)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "True" in done.stdout or "bit for bit" in done.stdout
+
+
+def test_examples_are_short():
+    for path in EXAMPLES.glob("*.py"):
+        assert "def main()" in path.read_text(encoding="utf-8"), path
