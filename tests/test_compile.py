@@ -51,14 +51,18 @@ class Counting:
 
 
 @needs_opcheck
-@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", [*CASES, *FULL_SIZE])
-def test_opcheck(name, grad, op):
-    if grad and name in FULL_SIZE:
-        pytest.skip("backward at full size takes half a minute and shows no more")
+def test_opcheck(name, op):
     case = {**CASES, **FULL_SIZE}[name]()
-    if grad:
-        case = with_grad(case)
+    args = tuple(case.pop(name) for name in ("x", "w", "group_list"))
+    torch.library.opcheck(op.default, args, case)
+
+
+@needs_opcheck
+@pytest.mark.parametrize("name", [name for name in CASES if "infinite" not in name])
+def test_opcheck_of_training(name, op):
+    """Where the gradients are numbers: opcheck does not take a NaN for equal to itself."""
+    case = with_grad(CASES[name]())
     args = tuple(case.pop(name) for name in ("x", "w", "group_list"))
     torch.library.opcheck(op.default, args, case)
 

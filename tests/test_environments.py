@@ -181,8 +181,8 @@ if {generation} == 4:
 
 def test_upstreams_meta_keeps_what_ours_does_not_cover(run_python):
     program = """
-import sys, types, torch
 import npu_lowering
+import sys, types, torch
 from npu_lowering import register, schema
 register.withdraw()
 library = torch.library.Library("npu", "FRAGMENT")
