@@ -1,1 +1,22 @@
 """TorchAIR on a machine without an NPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from npu_lowering.offdevice.environment import OffDeviceError
+from npu_lowering.offdevice.install import install
+
+if TYPE_CHECKING:
+    from npu_lowering.offdevice.graph import last_graph as last_graph
+
+__all__ = ["OffDeviceError", "install", "last_graph"]
+
+
+def __getattr__(name: str) -> Any:
+    # The graph engine is imported only by those who use it.
+    if name == "last_graph":
+        from npu_lowering.offdevice.graph import last_graph
+
+        return last_graph
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

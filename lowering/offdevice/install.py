@@ -1,0 +1,150 @@
+"""Bringing torch_npu and TorchAIR into this process, on a machine without CANN."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import threading
+import types
+import warnings
+
+from npu_lowering.offdevice import environment, standins
+from npu_lowering.offdevice.environment import INSTALL, OffDeviceError
+
+_ENGINE = "torchair.core._torchair"
+_AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+
+_lock = threading.RLock()
+_installed = False
+
+
+def install() -> bool:
+    """Make torch_npu and TorchAIR work in this process without CANN and without an NPU.
+
+    Afterwards ``import torch_npu`` and ``import torchair`` work, the operator runs on CPU tensors,
+    and what ``torchair.get_npu_backend()`` compiles is executed on the CPU. It may be called before
+    or after torch or npu_lowering is imported, and any number of times. For processes started from
+    this one, torch is kept from loading torch_npu by itself
+    (``TORCH_DEVICE_BACKEND_AUTOLOAD=0``), since that fails without CANN.
+
+    Returns:
+        True if the process is off-device now. False, with a warning and nothing changed, if a real
+        CANN is there.
+
+    Raises:
+        OffDeviceError: It is not possible here; the message says why and what to do.
+    """
+    global _installed
+    with _lock:
+        if _installed:
+            return True
+        real = environment.real_cann()
+        if real is not None:
+            warnings.warn(
+                f"npu_lowering.offdevice.install() did nothing: a real CANN is here ({real} "
+                "loads), so torch_npu and TorchAIR work by themselves",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return False
+        wheels = environment.find_wheels()
+        _refuse_other_engine()
+        standins.load(wheels)
+        _import_torch_npu()
+        _replace_engine()
+        importlib.import_module("npu_lowering.converters").register()
+        _installed = True
+        return True
+
+
+def _import_torch_npu() -> None:
+    """Import torch_npu where it can define its operators, and attach ours to them."""
+    os.environ[_AUTOLOAD] = "0"
+    # Defines our operators where torch_npu cannot; a second definition, from C++, would end the
+    # process without an exception. So ours go first, and come back as kernels.
+    register = _import("npu_lowering.register")
+    if "torch_npu" not in sys.modules:
+        register.withdraw()
+        try:
+            _refuse_other_definitions()
+            _forget_failed_import()
+            # At import it prints that it found no CANN, to standard output.
+            with contextlib.redirect_stdout(sys.stderr):
+                _import("torch_npu")
+        finally:
+            os.environ[_AUTOLOAD] = "0"  # torch_npu sets it
+            register.register()
+    else:
+        register.register()
+
+
+def _import(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("npu_lowering", "torch_npu"):
+            raise
+        lacking = "setuptools<81" if error.name == "pkg_resources" else error.name
+        raise OffDeviceError(
+            f"{name} needs the module {error.name}, not installed here; run: "
+            f"pip install '{lacking}' (all it needs at once: {INSTALL})"
+        ) from error
+
+
+def _refuse_other_definitions() -> None:
+    import torch
+
+    defined = []
+    for name in torch._C._dispatch_get_all_op_names():
+        if name.startswith("npu::") and _has_schema(name):
+            defined.append(name)
+    if defined:
+        raise OffDeviceError(
+            f"{', '.join(sorted(defined))} must not be defined before torch_npu is imported: "
+            "torch_npu defines every operator of npu:: itself, and a second definition ends the "
+            "process. Call npu_lowering.offdevice.install() before the code that defines it"
+        )
+
+
+def _has_schema(name: str) -> bool:
+    """Whether an operator is defined; one that only has kernels so far is in no one's way."""
+    import torch
+
+    operator, _, overload = name.partition(".")
+    try:
+        torch._C._get_schema(operator, overload)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _forget_failed_import() -> None:
+    """Drop what an earlier ``import torch_npu`` that failed left, so that the next one is whole."""
+    for name in [name for name in sys.modules if name.startswith("torch_npu.")]:
+        del sys.modules[name]
+
+
+def _refuse_other_engine() -> None:
+    if _ENGINE in sys.modules:
+        raise OffDeviceError(
+            "torchair was imported before npu_lowering.offdevice.install(), and holds its own "
+            "graph engine, which needs CANN. Call install() first"
+        )
+
+
+def _replace_engine() -> None:
+    """Put ours in the place of TorchAIR's one C++ module, before TorchAIR first looks for it."""
+    from npu_lowering.offdevice import engine
+
+    _import("torch_npu.dynamo")
+    sys.modules[_ENGINE] = engine.module()
+    try:
+        _import("torchair")
+        backend = _import("torchair.core._backend")
+    except BaseException:
+        del sys.modules[_ENGINE]
+        raise
+    # Else it asks the runtime, which has no device to name.
+    backend._cached_device_id = 0
