@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from npu_lowering.offdevice.environment import OffDeviceError
+from npu_lowering.offdevice.wheels import OffDeviceError
 from npu_lowering.offdevice.install import install
 
 if TYPE_CHECKING:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 import threading
 import types
 import warnings
+from typing import Any
 
-from npu_lowering.offdevice import environment, standins
-from npu_lowering.offdevice.environment import INSTALL, OffDeviceError
+from npu_lowering import schema
+from npu_lowering.offdevice import standins, wheels
+from npu_lowering.offdevice.wheels import INSTALL, OffDeviceError
 
 _ENGINE = "torchair.core._torchair"
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
@@ -40,7 +43,7 @@ def install() -> bool:
     with _lock:
         if _installed:
             return True
-        real = environment.real_cann()
+        real = wheels.real_cann()
         if real is not None:
             warnings.warn(
                 f"npu_lowering.offdevice.install() did nothing: a real CANN is here ({real} "
@@ -49,35 +52,69 @@ def install() -> bool:
                 stacklevel=2,
             )
             return False
-        wheels = environment.find_wheels()
+        found = wheels.find_wheels()
         _refuse_other_engine()
-        standins.load(wheels)
-        _import_torch_npu()
+        # Defines our operators where torch_npu has not.
+        register = _import("npu_lowering.register")
+        old = _operators()
+        if "torch_npu" not in sys.modules:
+            # A second definition of an operator, from C++, would end the process without an
+            # exception. So ours go first, and come back as kernels.
+            register.withdraw()
+            try:
+                _refuse_other_definitions()
+                standins.load(found)
+                _import_torch_npu()
+            finally:
+                register.register()
+        os.environ[_AUTOLOAD] = "0"  # torch_npu sets it, too
         _replace_engine()
         importlib.import_module("npu_lowering.converters").register()
+        _renew(old)
         _installed = True
         return True
 
 
 def _import_torch_npu() -> None:
-    """Import torch_npu where it can define its operators, and attach ours to them."""
+    _forget_failed_import()
     os.environ[_AUTOLOAD] = "0"
-    # Defines our operators where torch_npu cannot; a second definition, from C++, would end the
-    # process without an exception. So ours go first, and come back as kernels.
-    register = _import("npu_lowering.register")
-    if "torch_npu" not in sys.modules:
-        register.withdraw()
-        try:
-            _refuse_other_definitions()
-            _forget_failed_import()
-            # At import it prints that it found no CANN, to standard output.
-            with contextlib.redirect_stdout(sys.stderr):
-                _import("torch_npu")
-        finally:
-            os.environ[_AUTOLOAD] = "0"  # torch_npu sets it
-            register.register()
-    else:
-        register.register()
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            _import("torch_npu")
+    finally:
+        # Standard output is the script's; and that it found no CANN is known.
+        sys.stderr.writelines(
+            line
+            for line in printed.getvalue().splitlines(keepends=True)
+            if "ASCEND_HOME_PATH" not in line
+        )
+
+
+def _operators() -> list[Any]:
+    """What torch.ops has handed out for our operators."""
+    import torch
+
+    made = vars(getattr(torch.ops, schema.NAMESPACE))
+    return [made[name] for name in (schema.NAME, schema.FORMAT_CAST_NAME) if name in made]
+
+
+def _renew(packets: list[Any]) -> None:
+    """Make operators that someone got hold of earlier the ones that torch_npu has defined.
+
+    They point at definitions that are gone; a call through one would read freed memory.
+    """
+    import torch
+
+    for old in packets:
+        new = getattr(getattr(torch.ops, schema.NAMESPACE), old.__name__)
+        if new is not old:
+            overloads = [getattr(old, name) for name in old.overloads() if name in vars(old)]
+            for overload in overloads:
+                vars(overload).update(vars(getattr(new, overload._overloadname)))
+            vars(old).update(vars(new))
+            # Those of the old packet stay what it hands out.
+            vars(old).update({overload._overloadname: overload for overload in overloads})
 
 
 def _import(name: str) -> types.ModuleType:
@@ -142,7 +179,7 @@ def _replace_engine() -> None:
     sys.modules[_ENGINE] = engine.module()
     try:
         _import("torchair")
-        backend = _import("torchair.core._backend")
+        backend: Any = _import("torchair.core._backend")
     except BaseException:
         del sys.modules[_ENGINE]
         raise

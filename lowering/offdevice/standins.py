@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from npu_lowering.offdevice import bodies, cache, elf, machine_code
-from npu_lowering.offdevice.environment import MARK, OffDeviceError, Wheels, real_cann
+from npu_lowering.offdevice.wheels import MARK, OffDeviceError, Wheels, real_cann
 from npu_lowering.version import __version__
 
 # Raise it when the same wheels are to get other stand-ins.

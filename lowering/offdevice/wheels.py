@@ -157,3 +157,12 @@ def _check_versions(wheels: Wheels) -> None:
             "torch_npu ends the process beside one (both claim one allocator). Install the CPU "
             "build of the same release, from PyTorch's index of CPU wheels"
         )
+
+
+def versions() -> tuple[str | None, str | None]:
+    """The versions of torch and torch_npu, None for what is not installed; nothing is checked."""
+    torch, torch_npu = package_folder("torch"), package_folder("torch_npu")
+    return (
+        _torch_version(torch)[0] if torch else None,
+        _version_of("torch_npu") if torch_npu else None,
+    )

@@ -1,0 +1,66 @@
+"""``python -m npu_lowering``: run | doctor."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from npu_lowering.offdevice import OffDeviceError
+from npu_lowering.version import __version__
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the command line says.
+
+    Args:
+        argv: The arguments, without the program's name.
+
+    Returns:
+        The exit code.
+    """
+    # What follows the script is the script's, whatever it looks like.
+    own = 2 if argv[:1] == ["run"] and not "".join(argv[1:2]).startswith("-") else len(argv)
+    arguments = _parser().parse_args(argv[:own])
+    try:
+        if arguments.command == "run":
+            from npu_lowering.offdevice import launcher
+
+            return launcher.run(arguments.script, argv[own:])
+        from npu_lowering.offdevice import doctor
+
+        return doctor.main()
+    except OffDeviceError as error:
+        sys.stderr.write(f"npu_lowering: error: {error}\n")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m npu_lowering",
+        description="npu_grouped_matmul_finalize_routing without an NPU.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run = commands.add_parser(
+        "run",
+        help="run a script for an NPU, unchanged, on the CPU",
+        usage="python -m npu_lowering run [-h] SCRIPT [ARGS ...]",
+        description="Run SCRIPT on a machine without an NPU. torch_npu and torchair are there, "
+        "compiled graphs are lowered and executed on the CPU, and .npu(), .to('npu') and "
+        "device='npu' mean the CPU. Exit code, traceback, standard input and signals are as of "
+        "python SCRIPT ARGS. On a machine with CANN, SCRIPT runs as it is.",
+    )
+    run.add_argument("script", metavar="SCRIPT", help="a Python file; what follows is its own")
+    commands.add_parser(
+        "doctor",
+        help="say what is installed, who registered what, and what to do about each problem",
+        description="Print versions, the state of the environment, what is registered by whom, "
+        "where the stand-in libraries are, and for each problem the one thing to do. The exit "
+        "code is 0 if graphs can be lowered on this machine, else 1.",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
