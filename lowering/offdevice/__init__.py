@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from npu_lowering.offdevice.wheels import OffDeviceError
 from npu_lowering.offdevice.install import install
+from npu_lowering.offdevice.wheels import OffDeviceError
 
 if TYPE_CHECKING:
     from npu_lowering.offdevice.graph import last_graph as last_graph

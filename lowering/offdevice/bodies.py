@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 
-from npu_lowering.offdevice.wheels import MARK
 from npu_lowering.offdevice.machine_code import Body, Return, ReturnText, Stop, StoreZero
+from npu_lowering.offdevice.wheels import MARK
 
 _NO_DEVICE = "npu-lowering: there is no CANN and no NPU on this machine, only stand-ins for it"
 

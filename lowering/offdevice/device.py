@@ -5,6 +5,8 @@ functions and no dispatch mode, so that Dynamo sees CPU calls. A tensor's ``devi
 which is what it is. Only the launcher does this; :func:`npu_lowering.offdevice.install` does not.
 """
 
+# ruff: noqa: ARG001, ARG002, ARG005 -- signatures are those of what is replaced
+
 from __future__ import annotations
 
 import functools
@@ -46,7 +48,7 @@ def play() -> None:
     _replace(torch, "Generator", _generating)
     _replace(torch.autocast, "__init__", _on_cpu)
     torch.Tensor.npu = _to_npu  # type: ignore[attr-defined]
-    torch.nn.Module.npu = _module_to_npu  # type: ignore[assignment]
+    torch.nn.Module.npu = _module_to_npu  # type: ignore[attr-defined]
     torch_npu.npu_format_cast = _recording(torch_npu.npu_format_cast)
     torch_npu.get_npu_format = _format_of
     for name, value in _runtime().items():

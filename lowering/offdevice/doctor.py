@@ -23,20 +23,17 @@ def main() -> int:
     _line("torch_npu", torch_npu or "not installed")
     _line("npu_lowering", __version__)
     real = wheels.real_cann()
-    problem = None
+    problem: str | None
     if real is not None:
         _line("environment", f"on the device: a real CANN is here ({real} loads)")
-        problem = _try_torch_npu()
+        problem = _try_torchair()
     else:
-        try:
-            found = wheels.find_wheels()
-            install()
-            _line("environment", "off the device: torch_npu on stand-ins for CANN")
-            _line("stand-ins", _describe(standins.find(found)))
-        except OffDeviceError as error:
-            state = "without CANN" if torch_npu else "without torch_npu"
-            _line("environment", f"{state}: the operator runs on CPU; graphs cannot be lowered")
-            problem = str(error)
+        problem = _try_off_device()
+        state = "off the device: torch_npu on stand-ins for CANN"
+        if problem is not None:
+            state = "without torch_npu" if torch_npu is None else "torch_npu without CANN"
+            state += ": the operator runs on CPU, and graphs cannot be lowered"
+        _line("environment", state)
     _registered()
     if problem is None:
         _line("result", "graphs can be lowered on this machine")
@@ -59,24 +56,28 @@ def _registered() -> None:
         sys.stdout.write(f"  {line}\n")
 
 
-def _describe(found: standins.StandIns) -> str:
-    if found.libraries:
-        return f"{len(found.libraries)} libraries, whole, in {found.folder}"
-    return (
-        f"written anew at every start, as {found.folder} cannot be used; "
-        "set XDG_CACHE_HOME to a folder of your own that you can write to"
-    )
-
-
-def _try_torch_npu() -> str | None:
+def _try_off_device() -> str | None:
+    """Bring torch_npu up off the device; the problem, if it cannot be."""
     try:
-        import torch_npu
-        import torchair
+        stand_ins = standins.load(wheels.find_wheels())
+        where = f"{len(stand_ins.libraries)} libraries, whole, in {stand_ins.folder}"
+        if stand_ins.temporary is not None:
+            where = f"written anew at every start: {stand_ins.temporary}"
+        _line("stand-ins", where)
+        install()
+    except OffDeviceError as error:
+        return str(error)
+    return _try_torchair()
+
+
+def _try_torchair() -> str | None:
+    try:
+        import torch_npu  # noqa: F401
+        import torchair  # noqa: F401
     except Exception as error:  # noqa: BLE001 -- anything may fail in a driver's start-up
         return (
-            f"torch_npu or TorchAIR cannot be imported ({type(error).__name__}: {error}); "
-            "check that CANN's set_env.sh was sourced and that the driver, CANN and torch_npu "
-            "are of releases that go together"
+            f"torch_npu or TorchAIR cannot be imported ({type(error).__name__}: {error}); install "
+            "releases of torch, torch_npu, driver and CANN that go together, and source CANN's "
+            "set_env.sh where there is one"
         )
-    _line("torchair", f"{torchair.__name__} of torch_npu {torch_npu.__version__}")
     return None

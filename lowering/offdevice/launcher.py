@@ -7,10 +7,10 @@ its folder first in sys.path, standard input, and the same exit code and traceba
 from __future__ import annotations
 
 import builtins
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import multiprocessing.spawn
-import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -104,19 +104,21 @@ def _prepare_children() -> None:
     multiprocessing.spawn.get_preparation_data = get_preparation_data
 
 
-class _TensorflowFinder:
+class _TensorflowFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds a ``tensorflow`` that has bfloat16 and nothing else.
 
     Scripts for an NPU import it for that one dtype, which numpy has not.
     """
 
-    @classmethod
     def find_spec(
-        cls, name: str, path: object = None, target: object = None
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002 -- the protocol's
+        target: types.ModuleType | None = None,  # noqa: ARG002
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != "tensorflow":
+        if fullname != "tensorflow":
             return None
-        return importlib.machinery.ModuleSpec(name, cls(), origin="npu_lowering")  # type: ignore[arg-type]
+        return importlib.machinery.ModuleSpec(fullname, self, origin="npu_lowering")
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         return types.ModuleType(spec.name, "The one attribute of tensorflow that scripts need.")

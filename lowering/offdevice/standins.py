@@ -71,12 +71,6 @@ def load(wheels: Wheels) -> StandIns:
     return found
 
 
-def find(wheels: Wheels) -> StandIns:
-    """Tell where the stand-ins are, or would be, and change nothing."""
-    folder = _folder(wheels)
-    return StandIns(folder, tuple(cache.whole(folder) or ()))
-
-
 def _in_cache(wheels: Wheels) -> StandIns:
     folder = cache.private_folder(_folder(wheels))
     files = cache.whole(folder)
