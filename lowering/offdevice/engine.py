@@ -78,17 +78,15 @@ class Program:
             GraphError: An input does not fit its Data node, a node breaks a rule of the device, or
                 a kernel gave something other than the model promises.
         """
-        symbols: dict[str, int] = {}
         values: dict[Source, torch.Tensor] = dict(self._constants)
         for node, value in zip(self.graph.inputs, _fed(self.graph, inputs)):
-            _check_promise(node, 0, value, symbols)
-            _bind(node, value, symbols)
+            _check_promise(node, 0, value)
             values[Source(node.name, 0)] = value
         caller = frozenset(_storage(values[Source(n.name, 0)]) for n in self.graph.inputs)
         constant = frozenset(_storage(value) for value in self._constants.values())
         for step, node in enumerate(self._order):
             if node.type not in _ENDS and node.type != "Const":
-                self._compute(node, values, caller, symbols)
+                self._compute(node, values, caller)
             for source in self._dies_after[step]:
                 values.pop(source, None)
         results = [
@@ -102,13 +100,12 @@ class Program:
         node: Node,
         values: dict[Source, torch.Tensor],
         caller: frozenset[int],
-        symbols: dict[str, int],
     ) -> None:
         call = Call(
             node, {name: values[source] for name, source in node.inputs.items()}, _in(caller)
         )
+        device_rules.check_call(call)
         try:
-            device_rules.check_call(call)
             results = ge_ops.KERNELS[node.type](call)
         except GraphError as error:
             raise GraphError(f"node {node.name!r} ({node.type}): {error}") from error
@@ -127,7 +124,7 @@ class Program:
                 f"kernel here gives {len(listed)}"
             )
         for index, value in enumerate(listed[: len(node.outputs)]):
-            _check_promise(node, index, value, symbols)
+            _check_promise(node, index, value)
             if node.type not in ge_ops.IN_PLACE and _storage(value) in caller:
                 # A later node may write the caller's tensor in place; this value is of before.
                 value = value.clone()
@@ -142,6 +139,7 @@ class TorchNpuGraphBase:
         self._graph: Graph | None = None
         self._program: Program | None = None
         self._dtypes: list[torch.dtype] = []
+        self._shapes: list[Sequence[int]] = []
 
     def load(
         self,
@@ -166,8 +164,13 @@ class TorchNpuGraphBase:
             )
         self._dtypes = dtypes
 
-    def set_hint_shape(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Nothing to plan here: shapes are known when the tensors are."""
+    def set_hint_shape(
+        self,
+        inputs: Sequence[Any],  # noqa: ARG002 - the Data nodes say the same
+        outputs: Sequence[Sequence[int]],
+    ) -> None:
+        """Take what TorchAIR expects to come out; -1 is a dimension it does not know."""
+        self._shapes = list(outputs)
 
     def compile(self) -> None:
         """Order the graph and find its kernels.
@@ -198,9 +201,14 @@ class TorchNpuGraphBase:
         with torch.no_grad():  # what the graph computes has no history, as on the device
             results = self._program.run(inputs, assigned)
         for index, (result, dtype) in enumerate(zip(results, self._dtypes)):
-            if result.dtype != dtype:
+            shape = self._shapes[index] if index < len(self._shapes) else result.shape
+            fits = len(shape) == result.dim() and all(
+                dim in (-1, size) for dim, size in zip(shape, result.shape)
+            )
+            if result.dtype != dtype or not fits:
                 raise GraphError(
-                    f"output {index} of graph {self._name!r} must be {dtype}, got {result.dtype}"
+                    f"output {index} of graph {self._name!r} must be {dtype} of shape "
+                    f"{list(shape)}, got {result.dtype} of shape {list(result.shape)}"
                 )
         return results
 
@@ -340,39 +348,28 @@ def _fed(model: Graph, inputs: Sequence[Any]) -> list[torch.Tensor]:
     return fed
 
 
-def _bind(node: Node, value: torch.Tensor, symbols: dict[str, int]) -> None:
-    """Learn what a symbol stands for in this run, from an input that has it as a dimension."""
-    for dim, size in zip(node.outputs[0].meta_shape or (), value.shape):
-        if str(dim).isidentifier() and symbols.setdefault(str(dim), size) != size:
-            raise GraphError(
-                f"input {node.name!r} must be {node.outputs[0]} with {dim} = {symbols[str(dim)]} "
-                f"as in an input before it, got {list(value.shape)}"
-            )
-
-
-def _check_promise(node: Node, index: int, value: torch.Tensor, symbols: dict[str, int]) -> None:
+def _check_promise(node: Node, index: int, value: torch.Tensor) -> None:
     """Hold a tensor to its descriptor's dtype and shape."""
     info = node.outputs[index]
-    if info.dtype not in (None, value.dtype) or not _shape_fits(node, info, value, symbols):
+    if info.dtype not in (None, value.dtype) or not _shape_fits(node, info, value):
         got = f"{str(value.dtype).replace('torch.', '')}{list(value.shape)}"
         raise GraphError(
             f"output {index} of node {node.name!r} ({node.type}) must be {info}, got {got}"
         )
 
 
-def _shape_fits(node: Node, info: TensorInfo, value: torch.Tensor, symbols: dict[str, int]) -> bool:
+def _shape_fits(node: Node, info: TensorInfo, value: torch.Tensor) -> bool:
     if info.shape is None:
         return True
-    # None: an expression of symbols, or a symbol that is no dimension of an input.
-    dims = [dim if isinstance(dim, int) else symbols.get(str(dim)) for dim in info.shape]
-    if len(dims) == value.dim() and all(
-        dim in (None, -1, size) for dim, size in zip(dims, value.shape)
+    known = [dim for dim in info.shape if isinstance(dim, int) and dim >= 0]
+    if len(info.shape) == value.dim() and all(
+        dim == size or dim not in known for dim, size in zip(info.shape, value.shape)
     ):
         return True
     # TorchAIR leaves the meta of a view on the tensor viewed where it builds the view later; the
     # elements are the same then, and only their arrangement differs.
-    known = [dim for dim in dims if dim is not None]
-    return node.type not in DATA_TYPES and (len(known) < len(dims) or prod(known) == value.numel())
+    symbolic = len(known) < len(info.shape)
+    return node.type not in DATA_TYPES and (symbolic or prod(known) == value.numel())
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -63,6 +63,10 @@ def _axpy_v2(call: Call) -> Result:
     return torch.add(x1, call["x2"], alpha=alpha if x1.is_floating_point() else int(alpha))
 
 
+def _sxpy(call: Call) -> Result:
+    return torch.sub(call["x1"], call["x2"], alpha=call["alpha"].item())
+
+
 def _exp(call: Call) -> Result:
     base, scale, shift = (
         float(call.attr(name, default))
@@ -173,6 +177,18 @@ def _std_v2_update(call: Call) -> Result:
     )
 
 
+def _std_with_mean(call: Call) -> Result:
+    x, axes = call["x"], tuple(call.attr("dim", ())) or tuple(range(call["x"].dim()))
+    correction = int(call.attr("correction", 1)) if call.attr("unbiased", True) else 0
+    count = 1
+    for axis in axes:
+        count *= int(x.shape[axis])
+    keep = bool(call.attr("keepdim", False))
+    total = torch.sum(torch.square(x - call["mean"]), axes, keepdim=keep)
+    std = torch.sqrt(total / (count - correction))
+    return 1.0 / (std + float(call.attr("epsilon", 0.001))) if call.attr("invert", False) else std
+
+
 def _arg(function: Callable[..., Tensor]) -> Kernel:
     def kernel(call: Call) -> Result:
         (axis,) = call.ints("dimension")
@@ -271,6 +287,7 @@ KERNELS: dict[str, Kernel] = {
     "ReduceProd": _reduce(_one_by_one(_prod)),
     "ReduceStd": _std_and_mean,
     "ReduceStdV2Update": _std_v2_update,
+    "ReduceStdWithMean": _std_with_mean,
     "ReduceSum": _reduce(_sum),
     "ReduceSumD": _reduce(_sum),
     "RightShift": _binary(torch.bitwise_right_shift),
@@ -281,6 +298,7 @@ KERNELS: dict[str, Kernel] = {
     "Sqrt": _unary(torch.sqrt),
     "Square": _unary(torch.square),
     "Sub": _binary(torch.sub),
+    "Sxpy": _sxpy,
     "Tan": _unary(torch.tan),
     "Trunc": _trunc,
     "TruncateDiv": _binary(_trunc_div),

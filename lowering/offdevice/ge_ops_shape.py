@@ -281,6 +281,7 @@ KERNELS: dict[str, Kernel] = {
     "Concat": _concat,
     "ConcatD": _concat,
     "ConcatV2": _concat,
+    "Expand": _broadcast_to,
     "ExpandDims": _expand_dims,
     "Eye": _eye,
     "Fill": _fill,

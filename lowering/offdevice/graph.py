@@ -44,28 +44,13 @@ _TORCH_DTYPES = {
     "DT_FLOAT8_E5M2": "float8_e5m2",
     "DT_FLOAT8_E4M3FN": "float8_e4m3fn",
 }
-# GE's own numbers, the ones attributes hold (``dst_type`` of Cast, ``_output_dtypes``).
-_GE_CODES = {
-    0: "DT_FLOAT",
-    1: "DT_FLOAT16",
-    2: "DT_INT8",
-    3: "DT_INT32",
-    4: "DT_UINT8",
-    6: "DT_INT16",
-    7: "DT_UINT16",
-    8: "DT_UINT32",
-    9: "DT_INT64",
-    10: "DT_UINT64",
-    11: "DT_DOUBLE",
-    12: "DT_BOOL",
-    16: "DT_COMPLEX64",
-    17: "DT_COMPLEX128",
-    27: "DT_BF16",
-    29: "DT_INT4",
-    33: "DT_COMPLEX32",
-    35: "DT_FLOAT8_E5M2",
-    36: "DT_FLOAT8_E4M3FN",
-}
+# GE's own numbers, the ones attributes hold (``dst_type`` of Cast, ``_output_dtypes``): its
+# numbering skips 5, and some names torch has no dtype for.
+_GE_NAMES = (
+    "DT_FLOAT DT_FLOAT16 DT_INT8 DT_INT32 DT_UINT8 - DT_INT16 DT_UINT16 DT_UINT32 DT_INT64 "
+    "DT_UINT64 DT_DOUBLE DT_BOOL DT_STRING - - DT_COMPLEX64 DT_COMPLEX128 - - - - - - - - - "
+    "DT_BF16 DT_UNDEFINED DT_INT4 - - - DT_COMPLEX32 DT_HIFLOAT8 DT_FLOAT8_E5M2 DT_FLOAT8_E4M3FN"
+).split()
 _META = re.compile(r"shape=(?:torch\.Size\()?\[([^\]]*)\]")
 
 
@@ -85,8 +70,8 @@ def ge_code_to_dtype(code: int) -> torch.dtype:
     Raises:
         GraphError: The number is unknown, or torch has no such dtype.
     """
-    name = _GE_CODES.get(code)
-    if name is None:
+    name = _GE_NAMES[code] if 0 <= code < len(_GE_NAMES) else "-"
+    if name == "-":
         raise GraphError(f"{code} is not the number of a GE dtype known here")
     dtype = torch_dtype(name)
     if dtype is None:
@@ -105,7 +90,6 @@ class TensorInfo:
             say.
         format: The layout, ``ND`` mostly.
         placement: ``CPU``, ``NPU``, or empty where the model does not say.
-        meta_shape: The shape as TorchAIR traced it, with names for symbols.
     """
 
     name: str
@@ -113,7 +97,6 @@ class TensorInfo:
     shape: tuple[Any, ...] | None
     format: str
     placement: str = ""
-    meta_shape: tuple[Any, ...] | None = None
 
     def __str__(self) -> str:
         dtype = "?" if self.dtype is None else str(self.dtype).replace("torch.", "")
@@ -234,9 +217,7 @@ def parse(blob: bytes) -> Graph:
         nodes=nodes,
         inputs=_by_index(nodes),
         outputs=tuple(ends[0].inputs.values()),
-        attrs=MappingProxyType(
-            {name: _attr(value, dtype_name) for name, value in graph.attr.items()}
-        ),
+        attrs=_attrs(graph.attr, dtype_name),
     )
 
 
@@ -248,9 +229,7 @@ def _node(op: Any, dtype_name: Any) -> Node:
             type=op.type,
             inputs=MappingProxyType(inputs),
             control=control,
-            attrs=MappingProxyType(
-                {name: _attr(value, dtype_name) for name, value in op.attr.items()}
-            ),
+            attrs=_attrs(op.attr, dtype_name),
             outputs=tuple(_info(desc, op.type, dtype_name) for desc in op.output_desc),
         )
     except GraphError as error:
@@ -311,7 +290,6 @@ def _info(desc: Any, op_type: str, dtype_name: Any) -> TensorInfo:
         shape=dims,
         format=desc.layout,
         placement=desc.device_type,
-        meta_shape=None if meta is None else _meta_shape(meta),
     )
 
 
@@ -324,6 +302,10 @@ def _meta_shape(meta: str) -> tuple[Any, ...] | None:
         return None
     dims = [dim.strip() for dim in found.group(1).split(",") if dim.strip()]
     return tuple(int(dim) if re.fullmatch(r"\d+", dim) else dim for dim in dims)
+
+
+def _attrs(attrs: Any, dtype_name: Any) -> Mapping[str, Any]:
+    return MappingProxyType({name: _attr(value, dtype_name) for name, value in attrs.items()})
 
 
 def _attr(attr: Any, dtype_name: Any) -> Any:
@@ -369,7 +351,7 @@ def _tensor(proto: Any, dtype_name: Any) -> torch.Tensor:
         )
     if not size:
         return value
-    # Copied by frombuffer's source being a bytearray: torch then owns writable memory.
+    # A bytearray is a copy that may be written, which torch.frombuffer asks for.
     raw = torch.frombuffer(bytearray(proto.data[:size]), dtype=torch.uint8)
     return raw.view(dtype).reshape(shape)
 
