@@ -139,7 +139,7 @@ def _select(names: tuple[str, str]) -> Kernel:
 
 def _masked_fill(call: Call) -> Result:
     x, mask = torch.broadcast_tensors(call["x"], call["mask"].to(torch.bool))
-    return x.masked_fill(mask, call["value"].reshape(()))
+    return torch.masked_fill(x, mask, call["value"].reshape(()))
 
 
 def _masked_select(call: Call) -> Result:

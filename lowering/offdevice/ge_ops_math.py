@@ -120,9 +120,10 @@ def _axes(call: Call) -> tuple[int, ...]:
 
 def _reduce(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Kernel:
     def kernel(call: Call) -> Result:
-        axes = _axes(call)
-        # No axes means none here, while torch takes it to mean all.
-        return function(call["x"], axes, bool(call.attr("keep_dims", False))) if axes else call["x"]
+        x, axes = call["x"], _axes(call)
+        if not axes and call.attr("noop_with_empty_axes", True):
+            return x  # no axes means none here, while torch takes it to mean all
+        return function(x, axes or tuple(range(x.dim())), bool(call.attr("keep_dims", False)))
 
     return kernel
 
@@ -159,34 +160,6 @@ def _lp_norm_v2(call: Call) -> Result:
     )
     epsilon = float(call.attr("epsilon", 1e-12))
     return torch.clamp(norm, min=epsilon) if epsilon else norm
-
-
-def _std_and_mean(call: Call) -> Result:
-    x, axes = call["x"], tuple(call.attr("dim", ()))
-    axes = axes or tuple(range(x.dim()))
-    keep, unbiased = bool(call.attr("keepdim", False)), bool(call.attr("unbiased", True))
-    return torch.std(x, axes, unbiased=unbiased, keepdim=keep), torch.mean(x, axes, keep)
-
-
-def _std_v2_update(call: Call) -> Result:
-    axes = tuple(call.attr("dim"))
-    correction = int(call.attr("correction", 1)) if call.attr("unbiased", True) else 0
-    function = torch.std if call.attr("if_std", False) else torch.var
-    return function(
-        call["x"], axes, correction=correction, keepdim=bool(call.attr("keepdim", False))
-    )
-
-
-def _std_with_mean(call: Call) -> Result:
-    x, axes = call["x"], tuple(call.attr("dim", ())) or tuple(range(call["x"].dim()))
-    correction = int(call.attr("correction", 1)) if call.attr("unbiased", True) else 0
-    count = 1
-    for axis in axes:
-        count *= int(x.shape[axis])
-    keep = bool(call.attr("keepdim", False))
-    total = torch.sum(torch.square(x - call["mean"]), axes, keepdim=keep)
-    std = torch.sqrt(total / (count - correction))
-    return 1.0 / (std + float(call.attr("epsilon", 0.001))) if call.attr("invert", False) else std
 
 
 def _arg(function: Callable[..., Tensor]) -> Kernel:
@@ -285,9 +258,6 @@ KERNELS: dict[str, Kernel] = {
     "ReduceMean": _reduce(torch.mean),
     "ReduceMin": _reduce(torch.amin),
     "ReduceProd": _reduce(_one_by_one(_prod)),
-    "ReduceStd": _std_and_mean,
-    "ReduceStdV2Update": _std_v2_update,
-    "ReduceStdWithMean": _std_with_mean,
     "ReduceSum": _reduce(_sum),
     "ReduceSumD": _reduce(_sum),
     "RightShift": _binary(torch.bitwise_right_shift),

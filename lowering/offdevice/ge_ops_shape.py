@@ -107,7 +107,7 @@ def _pack(call: Call) -> Result:
 
 
 def _unpack(call: Call) -> Result:
-    return call["x"].unbind(int(call.attr("axis", 0)))
+    return torch.unbind(call["x"], int(call.attr("axis", 0)))
 
 
 def _split_axis(call: Call) -> int:
@@ -119,7 +119,7 @@ def _split(call: Call) -> Result:
     x, axis, parts = call["x"], _split_axis(call), int(call.attr("num_split"))
     if parts < 1 or x.shape[axis] % parts:
         raise GraphError(f"x of shape {list(x.shape)} is not {parts} equal parts on axis {axis}")
-    return x.split(x.shape[axis] // parts, axis)
+    return torch.split(x, x.shape[axis] // parts, axis)
 
 
 def _split_v(call: Call) -> Result:
@@ -131,7 +131,7 @@ def _split_v(call: Call) -> Result:
     )
     if -1 in sizes:  # the rest
         sizes[sizes.index(-1)] = int(x.shape[axis]) - sum(size for size in sizes if size >= 0)
-    return x.split(sizes, axis)
+    return torch.split(x, sizes, axis)
 
 
 def _slice(call: Call) -> Result:

@@ -44,13 +44,12 @@ _TORCH_DTYPES = {
     "DT_FLOAT8_E5M2": "float8_e5m2",
     "DT_FLOAT8_E4M3FN": "float8_e4m3fn",
 }
-# GE's own numbers, the ones attributes hold (``dst_type`` of Cast, ``_output_dtypes``): its
-# numbering skips 5, and some names torch has no dtype for.
-_GE_NAMES = (
-    "DT_FLOAT DT_FLOAT16 DT_INT8 DT_INT32 DT_UINT8 - DT_INT16 DT_UINT16 DT_UINT32 DT_INT64 "
-    "DT_UINT64 DT_DOUBLE DT_BOOL DT_STRING - - DT_COMPLEX64 DT_COMPLEX128 - - - - - - - - - "
-    "DT_BF16 DT_UNDEFINED DT_INT4 - - - DT_COMPLEX32 DT_HIFLOAT8 DT_FLOAT8_E5M2 DT_FLOAT8_E4M3FN"
-).split()
+# GE's own numbers, the ones attributes hold (``dst_type`` of Cast, ``_output_dtypes``).
+_GE_CODES = dict(enumerate(("DT_FLOAT", "DT_FLOAT16", "DT_INT8", "DT_INT32", "DT_UINT8")))
+_GE_CODES |= dict(enumerate(("DT_INT16", "DT_UINT16", "DT_UINT32", "DT_INT64", "DT_UINT64"), 6))
+_GE_CODES |= {11: "DT_DOUBLE", 12: "DT_BOOL", 16: "DT_COMPLEX64", 17: "DT_COMPLEX128"}
+_GE_CODES |= {27: "DT_BF16", 29: "DT_INT4", 33: "DT_COMPLEX32"}
+_GE_CODES |= {35: "DT_FLOAT8_E5M2", 36: "DT_FLOAT8_E4M3FN"}
 _META = re.compile(r"shape=(?:torch\.Size\()?\[([^\]]*)\]")
 
 
@@ -70,8 +69,8 @@ def ge_code_to_dtype(code: int) -> torch.dtype:
     Raises:
         GraphError: The number is unknown, or torch has no such dtype.
     """
-    name = _GE_NAMES[code] if 0 <= code < len(_GE_NAMES) else "-"
-    if name == "-":
+    name = _GE_CODES.get(code)
+    if name is None:
         raise GraphError(f"{code} is not the number of a GE dtype known here")
     dtype = torch_dtype(name)
     if dtype is None:
