@@ -256,8 +256,8 @@ def _check_cann_compat(op_type: str, inputs: Sequence[str], attrs: Sequence[str]
 
 
 def _get_registered_ir_def(op_type: str) -> tuple[str, list[Any], list[Any], list[Any]]:  # noqa: ARG001
-    """The registry of operator definitions is part of CANN; the word is TorchAIR's for that."""
-    return "None", [], [], []
+    """No definition is registered: the registry is part of CANN. Any word but SUCCESS says so."""
+    return "NotRegistered", [], [], []
 
 
 def _export(blob: bytes, options: dict[str, str]) -> None:

@@ -165,6 +165,48 @@ def _moe_compute_expert_tokens(call: Call) -> Result:
     return torch.searchsorted(experts, ends, right=True).to(experts.dtype)
 
 
+_GROUPED_TAKEN = {"group_type": 0, "split_item": (2, 3), "act_type": 0, "transpose_x": False}
+
+
+def _grouped_matmul(call: Call) -> Result:
+    """Groups of consecutive rows of one x, each with its own matrix of one weight.
+
+    TorchAIR gives the dynamic inputs it has nothing for as empty tensors.
+    """
+    for name, taken in _GROUPED_TAKEN.items():
+        value = call.attr(name, -1 if name == "group_type" else 0)
+        if value not in (taken if isinstance(taken, tuple) else (taken,)):
+            raise GraphError(f"GroupedMatmul with {name} = {value} is not computed here")
+    refused = ("bias", "offset", "antiquant_scale", "antiquant_offset")
+    given = [name for name in refused if any(part.numel() for part in call.optional(name))]
+    if given or len(call.dynamic("x")) != 1 or len(call.dynamic("weight")) != 1:
+        raise GraphError(f"GroupedMatmul of one x, one weight, without {', '.join(refused)} only")
+    x, weight = call["x0"], call["weight0"]
+    if call.attr("transpose_weight", False):
+        weight = weight.transpose(-1, -2)
+    sizes = call["group_list"]
+    if not int(call.attr("group_list_type", 0)):  # running totals
+        sizes = torch.diff(sizes, prepend=sizes.new_zeros(1))
+    quantised = x.dtype == torch.int8
+    dtype = call.node.outputs[0].dtype or (torch.int32 if quantised else x.dtype)
+    y = torch.zeros(x.shape[0], weight.shape[-1], dtype=torch.int32 if quantised else dtype)
+    start = 0
+    for matrix, size in zip(weight, sizes.tolist()):
+        rows = slice(start, start + size)
+        start += size
+        wide = torch.int32 if quantised else matrix.dtype
+        y[rows] = x[rows].to(wide) @ matrix.to(wide)
+    scale = call.get("scale0")
+    if scale is None or not scale.numel():
+        return y.to(dtype)
+    which = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    scaled = y[:start].to(torch.float32) * scale.to(torch.float32)[which]
+    pertoken = call.get("per_token_scale")
+    if pertoken is not None:
+        scaled = scaled * pertoken[:start].unsqueeze(-1)
+    return torch.cat([scaled, torch.zeros(x.shape[0] - start, y.shape[1])]).to(dtype)
+
+
 KERNELS: dict[str, Kernel] = {
     "AddRmsNorm": _add_rms_norm,
     "BatchMatMul": _matmul(("adj_x1", "adj_x2")),
@@ -173,6 +215,7 @@ KERNELS: dict[str, Kernel] = {
     "GLU": _glu,
     "Gelu": _gelu,
     "GeluV2": _gelu_v2,
+    "GroupedMatmul": _grouped_matmul,
     "HardSwish": _activation("hardswish"),
     "LayerNormV3": _layer_norm_v3,
     "LayerNormV4": _layer_norm_v4,

@@ -183,16 +183,19 @@ def _pad(call: Call) -> Result:
     x, flat = call["x"], call.ints("paddings")
     if not call.attr("paddings_contiguous", True):
         flat = [flat[place + half * x.dim()] for place in range(x.dim()) for half in (0, 1)]
-    # GE counts axes from the first, torch from the last.
-    widths = [flat[2 * axis + side] for axis in reversed(range(x.dim())) for side in (0, 1)]
     mode = str(call.attr("mode", "constant"))
-    if mode != "constant":
-        names = {"reflect": "reflect", "edge": "replicate"}
-        if mode not in names:
-            raise GraphError(f"padding of mode {mode!r} is not computed here")
-        return torch.nn.functional.pad(x, widths, names[mode])
-    value = call.get("constant_values")
-    return torch.nn.functional.pad(x, widths, "constant", 0 if value is None else value.item())
+    if mode == "constant":
+        # GE counts axes from the first, torch from the last.
+        widths = [flat[2 * axis + side] for axis in reversed(range(x.dim())) for side in (0, 1)]
+        value = call.get("constant_values")
+        return torch.nn.functional.pad(x, widths, "constant", 0 if value is None else value.item())
+    if mode not in ("reflect", "edge"):
+        raise GraphError(f"padding of mode {mode!r} is not computed here")
+    for axis, last in enumerate(size - 1 for size in x.shape):
+        place = torch.arange(-flat[2 * axis], last + 1 + flat[2 * axis + 1])
+        inside = last - (last - place.abs()).abs() if mode == "reflect" else place.clamp(0, last)
+        x = x.index_select(axis, inside)
+    return x
 
 
 def _fill(call: Call) -> Result:

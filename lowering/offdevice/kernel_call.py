@@ -49,6 +49,10 @@ class Call:
             raise GraphError(f"its inputs {name}0, {name}1, ... are not given one after another")
         return [found[index] for index in range(len(found))]
 
+    def optional(self, name: str) -> list[torch.Tensor]:
+        """The members of a dynamic input that may have none."""
+        return self.dynamic(name) if f"{name}0" in self.inputs else []
+
     def ints(self, name: str) -> list[int]:
         """The values of a small integer input (axes, sizes), flattened."""
         return [int(value) for value in self[name].reshape(-1).tolist()]

@@ -1,0 +1,287 @@
+"""The engine: aten programs lowered by TorchAIR and run here, and models built by hand."""
+
+import ge_models
+import pytest
+import torch
+from aten_programs import CLOSE, EXACT, TENSORS
+from kernel_cases import BY_HAND, INT, F
+
+from npu_lowering.offdevice import engine, ge_ops
+from npu_lowering.offdevice.graph import GraphError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torchair(found, warm):  # noqa: ARG001 - found skips what cannot run here
+    return ge_models.install(warm)
+
+
+NAMES = [(group, name) for group, programs in EXACT.items() for name in programs]
+
+
+def _fresh():
+    return {name: tensor.clone() for name, tensor in TENSORS.items()}
+
+
+def _together(programs):
+    ordered = tuple(programs.values())
+
+    def model(t):
+        return [program(t) for program in ordered]
+
+    return model
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["static", "dynamic"])
+def swept(request, torchair):
+    """Each group lowered as one model: its eager and its compiled results, and its graph."""
+    found = {}
+    for group, programs in EXACT.items():
+        model = _together(programs)
+        compiled, lowered = ge_models.lower(torchair, model, (_fresh(),), dynamic=request.param)
+        names = list(programs)
+        found[group] = dict(zip(names, zip(model(_fresh()), compiled))), lowered
+    return found
+
+
+@pytest.mark.parametrize(("group", "name"), NAMES)
+def test_what_torchair_lowers_equals_eager(swept, group, name):
+    eager, compiled = swept[group][0][name]
+    assert compiled.dtype == eager.dtype
+    assert compiled.shape == eager.shape
+    assert torch.equal(compiled, eager)
+
+
+@pytest.mark.parametrize("name", CLOSE)
+def test_what_ge_computes_otherwise_is_close_to_eager(torchair, name):
+    program, tolerance = CLOSE[name]
+    compiled, _ = ge_models.lower(torchair, program, (_fresh(),))
+    torch.testing.assert_close(compiled, program(_fresh()), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", BY_HAND, ids=[f"{i}-{c[0]}" for i, c in enumerate(BY_HAND)])
+def test_a_kernel_computes_what_its_definition_says(case):
+    op_type, inputs, attrs, expected = case
+    before = {name: value.clone() for name, value in inputs.items()}
+    got = ge_ops.KERNELS[op_type](ge_models.call(op_type, inputs, attrs))
+    expected = (expected,) if isinstance(expected, torch.Tensor) else expected
+    got = (got,) if isinstance(got, torch.Tensor) else got
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+    for name, value in inputs.items():
+        assert torch.equal(value, before[name]) or value.isnan().any(), f"{name} was written"
+
+
+def test_every_kernel_is_exercised(swept):
+    used = {node.type for _, lowered in swept.values() for node in lowered.nodes}
+    used |= {case[0] for case in BY_HAND}
+    used |= {"GroupedMatmulFinalizeRouting", "Gelu", "InplaceIndexAdd", "MatMulV2"}
+    assert sorted(set(ge_ops.KERNELS) - used) == []
+
+
+def _moe(w, scale):
+    """Routing, dynamic quantisation, the operator, a residual, and a counter updated in place."""
+
+    def layer(hidden, gate, seen):
+        rows, experts = hidden.shape[0], w.shape[0]
+        weight, chosen = (hidden.float() @ gate).softmax(-1).topk(2, -1)
+        weight = weight / weight.sum(-1, keepdim=True)
+        flat = chosen.reshape(-1)
+        # Keys that differ, since TorchAIR does not lower a stable sort.
+        order = (flat * (rows * 2) + torch.arange(rows * 2)).argsort()
+        counts = torch.zeros(experts, dtype=torch.int64).scatter_add(0, flat, torch.ones_like(flat))
+        seen.add_(counts)
+        row_index = order // 2
+        rows_in = hidden.float()[row_index]
+        pertoken = rows_in.abs().max(-1).values / 127
+        x = torch.round(rows_in / pertoken.unsqueeze(-1)).to(torch.int8)
+        out = torch.ops.npu.npu_grouped_matmul_finalize_routing(
+            x,
+            w,
+            counts,
+            scale=scale,
+            pertoken_scale=pertoken,
+            shared_input=hidden @ torch.ones(hidden.shape[1], w.shape[2], dtype=torch.bfloat16),
+            logit=weight.reshape(-1)[order],
+            row_index=row_index,
+            output_bs=12,
+        )
+        return out.to(torch.bfloat16) + hidden[:, :1]
+
+    return layer
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_layer_equals_eager(torchair, dynamic):
+    made = torch.Generator().manual_seed(3)
+    w = torch.randint(-128, 128, (4, 16, 32), dtype=torch.int8, generator=made)
+    layer = _moe(w, torch.rand(4, 32, generator=made))
+    hidden = torch.randn(12, 16, generator=made).bfloat16()
+    gate = torch.randn(16, 4, generator=made)
+    seen, seen_eager = torch.ones(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64)
+    out, lowered = ge_models.lower(torchair, layer, (hidden, gate, seen), dynamic=dynamic)
+    assert torch.equal(out, layer(hidden, gate, seen_eager))
+    assert torch.equal(seen, seen_eager)
+    assert int(seen.sum()) == 4 + 24
+    assert len(lowered.nodes_of("GroupedMatmulFinalizeRouting")) == 1
+
+
+IN_PLACE = {
+    "add_": lambda a, c: (a.add_(c), a * 2)[1],
+    "a slice": lambda a, c: (a[1:3].copy_(c[1:3]), a.sum())[1],
+    "read before": lambda a, c: (a.sum(), a.copy_(c))[0],
+    "exchange": lambda a, c: (t := a.clone(), a.copy_(c), c.copy_(t), a - c)[3],
+    "index_add_": lambda a, c: (a.index_add_(0, torch.tensor([1, 1]), c[:2]), a + 1)[1],
+    "scatter_": lambda a, c: a.scatter_(0, torch.tensor([[1, 0, 1]]), c).clone(),
+    "transposed": lambda a, c: (a.t().mul_(2), a + c)[1],
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_inputs_are_written_as_eager_writes_them(torchair, name):
+    eager, compiled = (torch.arange(6.0).reshape(2, 3), torch.ones(2, 3)), None
+    compiled = tuple(tensor.clone() for tensor in eager)
+    result, _ = ge_models.lower(torchair, IN_PLACE[name], compiled)
+    assert torch.equal(result, IN_PLACE[name](*eager))
+    for one, other in zip(compiled, eager):
+        assert torch.equal(one, other)
+
+
+def test_outputs_share_no_memory(torchair):
+    x = torch.randn(4)
+    (first, second, third), _ = ge_models.lower(
+        torchair, lambda x: (x + 1, (x + 1).view(2, 2), torch.ones(4)), (x,)
+    )
+    first.zero_()
+    third.zero_()
+    assert torch.equal(second, (x + 1).view(2, 2))
+    again, _ = ge_models.lower(torchair, lambda x: (x + 0, torch.ones(4))[1], (x,))
+    assert torch.equal(again, torch.ones(4))
+
+
+def _loaded(model, outputs=1):
+    made = engine.TorchNpuGraphBase("hand")
+    made.load(model.blob(), {}, [], [0] * outputs, 1)
+    return made
+
+
+def test_a_model_built_by_hand_runs():
+    model = ge_models.Model()
+    model.data(0, F)
+    model.op("Add", "twice", [("x1", "in0:0"), ("x2", "in0:0")])
+    model.end("twice:0")
+    made = _loaded(model)
+    made.compile()
+    (out,) = made.run(([F], [], None))
+    assert torch.equal(out, F * 2)
+    target = torch.zeros(2, 3)
+    (out,) = made.run(([F], [target], None))
+    assert out is target
+    assert torch.equal(target, F * 2)
+    assert "twice = Add" in made.summary()
+
+
+def test_an_in_place_operator_writes_the_callers_memory_and_not_what_was_read_before():
+    model = ge_models.Model()
+    model.data(0, F)
+    model.op("Reshape", "view", [("x", "in0:0"), ("shape", "shape:0")])
+    model.const(torch.tensor([6]), "shape")
+    model.op("Assign", "write", [("ref", "in0:0"), ("value", "half:0")], control=["view"])
+    model.op("Muls", "half", [("x", "in0:0")]).attr["value"].f = 0.5
+    model.op("Add", "sum", [("x1", "view:0"), ("x2", "view:0")], control=["write"])
+    model.end("sum:0", control=["write"])
+    made = _loaded(model)
+    made.compile()
+    fed = F.clone()
+    (out,) = made.run(([fed], [], None))
+    assert torch.equal(fed, F * 0.5)
+    assert torch.equal(out, F.reshape(6) * 2)
+
+
+def test_all_unknown_operators_are_named_at_compile():
+    model = ge_models.Model()
+    model.data(0, F)
+    model.op("Conv2D", "one", [("x", "in0:0")])
+    model.op("Conv2D", "two", [("x", "one:0")])
+    model.op("NonMaxSuppression", "three", [("x", "two:0")])
+    model.end("three:0")
+    made = _loaded(model)
+    with pytest.raises(GraphError, match="2 GE operators") as raised:
+        made.compile()
+    assert "Conv2D (nodes one, two); NonMaxSuppression (nodes three)" in str(raised.value)
+
+
+def test_a_cycle_is_named():
+    model = ge_models.Model()
+    model.op("Abs", "one", [("x", "two:0")])
+    model.op("Abs", "two", [("x", "one:0")])
+    model.end("two:0")
+    with pytest.raises(GraphError, match="a cycle through one, two"):
+        _loaded(model).compile()
+
+
+def _failing(message, *, op_type="Add", second=F, given=(F,), dtypes=(0,), promise=None):
+    model = ge_models.Model()
+    model.data(0, F)
+    model.const(second, "const")
+    op = model.op(op_type, "sum", [("x1", "in0:0"), ("x2", "const:0")])
+    if promise:
+        op.output_desc[0].dtype = 1
+        op.output_desc[0].attr["_meta"].s = promise.encode()
+    model.end("sum:0")
+
+    def drive():
+        made = engine.TorchNpuGraphBase("hand")
+        made.load(model.blob(), {}, [], dtypes, 1)
+        made.compile()
+        made.run((given, [], None))
+
+    with pytest.raises(GraphError, match=message):
+        drive()
+
+
+def test_what_cannot_be_computed_is_said_with_the_nodes_name():
+    _failing(r"'sum' \(Add\): x1 and x2 must have one dtype", second=INT)
+    _failing(r"'sum' \(Add\) cannot be computed from x1: float32\[2, 3\]", second=F[:, :2])
+    _failing(r"'sum' \(Abs\): its input 'x' is not given", op_type="Abs")
+    _failing("has 1 inputs, 2 were given", given=(F, F))
+    _failing("input 'in0' must be a tensor, got float", given=(1.0,))
+    _failing(r"output 0 of node 'in0' \(Data\) must be float32\[2, 3\], got int64", given=(INT,))
+    _failing(r"must be float32\[2, 3\], got float32\[3, 2\]", given=(F.t(),))
+    _failing("has 1 outputs and 2 output dtypes", dtypes=(0, 0))
+    _failing("output 0 of graph 'hand' must be torch.int64", dtypes=(9,))
+    _failing("-5 is not the number of a GE dtype", dtypes=(-5,))
+    meta = "Tensor(dtype=torch.float32, shape=torch.Size([2, 4])"
+    _failing(r"output 0 of node 'sum' \(Add\) must be float32\[2, 4\], got", promise=meta)
+
+
+def test_the_engine_is_driven_in_order():
+    made = engine.TorchNpuGraphBase("hand")
+    with pytest.raises(GraphError, match="'hand' was not loaded"):
+        made.compile()
+    model = ge_models.Model()
+    model.data(0, F)
+    model.end("in0:0")
+    made.load(model.blob(), {}, [], [0], 1)
+    with pytest.raises(GraphError, match="'hand' was not compiled"):
+        made.run(([F], [], None))
+    made.set_hint_shape([[2, 3]], [[2, 2]])
+    made.compile()
+    with pytest.raises(GraphError, match=r"output 0 .* must be torch.float32 of shape \[2, 2\]"):
+        made.run(([F], [], None))
+
+
+def test_the_module_has_what_torchair_asks_for(tmp_path):
+    module = engine.module()
+    assert module.__name__ == "torchair.core._torchair"
+    assert module.check_cann_compat("Add", (), ()) == ""
+    assert module.get_registered_ir_def("Add")[0] != "SUCCESS"
+    assert module.TorchDataType.BF16.value == 27
+    module.InitializeGraphEngine({})
+    module.SetDebugLogPath("somewhere")
+    module.FinalizeGraphEngine()
+    model = ge_models.Model()
+    model.data(0, F)
+    model.end("in0:0")
+    module.export(model.blob(), {"export_path_dir": str(tmp_path), "export_name": "a.air"})
+    assert (tmp_path / "a.air").read_bytes() == model.blob()
