@@ -27,7 +27,7 @@ _FACTORIES = (
     "empty_strided eye fft.fftfreq fft.rfftfreq from_file full full_like hamming_window "
     "hann_window kaiser_window linspace logspace ones ones_like rand rand_like randint "
     "randint_like randn randn_like randperm range scalar_tensor sparse_coo_tensor tensor "
-    "tril_indices triu_indices zeros zeros_like set_default_device"
+    "tril_indices triu_indices zeros zeros_like"
 )
 _METHODS = "new_empty new_empty_strided new_full new_ones new_tensor new_zeros"
 
@@ -36,18 +36,21 @@ def play() -> None:
     """Replace what names an NPU, once torch_npu is imported; for the life of the process."""
     import torch_npu
 
+    # Makes torch remember its own factories, in which a default device is put; ours call them.
+    torch.utils._device._device_constructors()
+    _replace(torch.utils._device.DeviceContext, "__init__", _on_cpu)
+    _replace(torch, "set_default_device", _defaulting)
     for name in _FACTORIES.split():
-        # In the graph as one call: older Dynamo cannot follow what is asked of a device in there.
-        _replace(torch, name, lambda factory: torch._dynamo.allow_in_graph(_on_cpu(factory)))
+        _replace(torch, name, _traced(_on_cpu))
     for name in _METHODS.split():
-        _replace(torch.Tensor, name, _on_cpu)
-    _replace(torch.Tensor, "to", _moving)
-    _replace(torch.Tensor, "cpu", _copying)
-    _replace(torch.Tensor, "pin_memory", _pinning)
+        _replace(torch.Tensor, name, _traced(_on_cpu))
+    _replace(torch.Tensor, "to", _traced(_moving))
+    _replace(torch.Tensor, "cpu", _traced(_copying))
+    _replace(torch.Tensor, "pin_memory", _traced(_copying_only))
     _replace(torch, "load", _loading)
     _replace(torch, "Generator", _generating)
     _replace(torch.autocast, "__init__", _on_cpu)
-    torch.Tensor.npu = _to_npu  # type: ignore[attr-defined]
+    torch.Tensor.npu = torch._dynamo.allow_in_graph(_to_npu)  # type: ignore[attr-defined]
     torch.nn.Module.npu = _module_to_npu  # type: ignore[attr-defined]
     torch_npu.npu_format_cast = _recording(torch_npu.npu_format_cast)
     torch_npu.get_npu_format = _format_of
@@ -76,6 +79,14 @@ def _replace(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
         setattr(owner, last, wrapper(original))
 
 
+def _traced(wrapper: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``wrapper``, whose result is one call in Dynamo's graph.
+
+    Older Dynamo cannot follow what it asks of a device.
+    """
+    return lambda function: torch._dynamo.allow_in_graph(wrapper(function))
+
+
 def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def on_cpu(*args: Any, **kwargs: Any) -> Any:
@@ -87,6 +98,15 @@ def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return on_cpu
+
+
+def _defaulting(set_default_device: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(set_default_device)
+    def defaulting(device: Any) -> None:
+        # The CPU is torch's own default; to ask for it by name would add a mode to every call.
+        set_default_device(device if as_cpu(device) is device else None)
+
+    return defaulting
 
 
 def _moving(to: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,12 +144,12 @@ def _copying(cpu: Callable[..., Any]) -> Callable[..., Any]:
     return copying
 
 
-def _pinning(pin_memory: Callable[..., Any]) -> Callable[..., Any]:
+def _copying_only(pin_memory: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(pin_memory)
-    def pinning(self: Any, *_: Any, **__: Any) -> Any:
-        return _copy(self, self)
+    def copying_only(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _copy(self, self)  # memory is pinned for a device
 
-    return pinning
+    return copying_only
 
 
 def _to_npu(self: Any, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:

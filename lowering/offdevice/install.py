@@ -56,10 +56,10 @@ def install() -> bool:
         _refuse_other_engine()
         # Defines our operators where torch_npu has not.
         register = _import("npu_lowering.register")
-        old = _operators()
         if "torch_npu" not in sys.modules:
             # A second definition of an operator, from C++, would end the process without an
             # exception. So ours go first, and come back as kernels.
+            old = _operators()
             register.withdraw()
             try:
                 _refuse_other_definitions()
@@ -67,10 +67,10 @@ def install() -> bool:
                 _import_torch_npu()
             finally:
                 register.register()
+                _renew(old)
         os.environ[_AUTOLOAD] = "0"  # torch_npu sets it, too
         _replace_engine()
         importlib.import_module("npu_lowering.converters").register()
-        _renew(old)
         _installed = True
         return True
 
@@ -100,21 +100,21 @@ def _operators() -> list[Any]:
 
 
 def _renew(packets: list[Any]) -> None:
-    """Make operators that someone got hold of earlier the ones that torch_npu has defined.
+    """Make operators that someone got hold of earlier the ones that are defined now.
 
     They point at definitions that are gone; a call through one would read freed memory.
     """
     import torch
 
+    namespace = getattr(torch.ops, schema.NAMESPACE)
     for old in packets:
-        new = getattr(getattr(torch.ops, schema.NAMESPACE), old.__name__)
-        if new is not old:
-            overloads = [getattr(old, name) for name in old.overloads() if name in vars(old)]
-            for overload in overloads:
-                vars(overload).update(vars(getattr(new, overload._overloadname)))
-            vars(old).update(vars(new))
-            # Those of the old packet stay what it hands out.
-            vars(old).update({overload._overloadname: overload for overload in overloads})
+        new = getattr(namespace, old.__name__)
+        overloads = {name: vars(old)[name] for name in old.overloads() if name in vars(old)}
+        for name, overload in overloads.items():
+            vars(overload).update(vars(getattr(new, name)), _overloadpacket=old)
+        vars(old).update(vars(new))
+        vars(old).update(overloads)
+        setattr(namespace, old.__name__, old)
 
 
 def _import(name: str) -> types.ModuleType:

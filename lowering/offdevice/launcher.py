@@ -11,6 +11,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import multiprocessing.spawn
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -43,19 +44,21 @@ def run(script: str, arguments: Sequence[str]) -> int:
         return 2
     prepare()
     _prepare_children()
+    path = os.path.abspath(script)  # noqa: PTH100 -- of a link its own path, as python has it
     module = types.ModuleType("__main__")
     vars(module).update(
-        __file__=script,
+        __file__=path,
         __cached__=None,
+        __annotations__={},
         __builtins__=builtins,
-        __loader__=importlib.machinery.SourceFileLoader("__main__", script),
+        __loader__=importlib.machinery.SourceFileLoader("__main__", path),
     )
     sys.modules["__main__"] = module
     sys.argv[:] = [script, *arguments]
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = str(Path(script).resolve().parent)
     try:
-        exec(compile(source, script, "exec", dont_inherit=True), vars(module))  # noqa: S102
+        exec(compile(source, path, "exec", dont_inherit=True), vars(module))  # noqa: S102
     except SystemExit:
         raise
     except BaseException as error:

@@ -1,0 +1,117 @@
+"""install(), in processes that have imported this or that before."""
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("found")
+
+# What works once install() has been called.
+WORKS = """
+import os, sys
+import torch, torch_npu, torchair
+assert os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] == "0"
+assert torch.npu.is_available() is False
+assert torchair.core._backend._torchair is sys.modules["torchair.core._torchair"]
+assert torchair.core._backend._cached_device_id == 0
+assert callable(torchair.get_npu_backend)
+x, w = torch.ones(2, 32, dtype=torch.int8), torch.ones(1, 32, 64, dtype=torch.int8)
+w = torch_npu.npu_format_cast(w, 29)
+def call(op):
+    return op(x, w, torch.tensor([2]), scale=torch.ones(1, 64), row_index=torch.tensor([1, 0]))
+y = call(torch_npu.npu_grouped_matmul_finalize_routing)
+assert y.shape == (2, 64) and bool((y == 32).all()), y
+"""
+
+FIRST = f"""
+from npu_lowering.offdevice import install
+assert install() is True
+import torch
+npu, to = torch.Tensor.npu, torch.Tensor.to
+assert install() is True
+assert torch.Tensor.to is to and "npu_lowering" not in npu.__module__
+{WORKS}
+from npu_lowering import register
+assert register.owner() == "upstream's" and register.owner("CPU") == "ours"
+"""
+
+# Everything that may have happened before, at once: torch is there; an import of torch_npu has
+# failed; ours is defined from Python, and someone has got hold of it; and so is someone else's.
+LATE = f"""
+import os
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+import torch
+for _ in range(2):
+    try:
+        import torch_npu
+    except ImportError as error:
+        assert "libhccl.so" in str(error), error
+    else:
+        raise AssertionError("there is a CANN here")
+import npu_lowering
+packet = torch.ops.npu.npu_grouped_matmul_finalize_routing
+overload = packet.default
+library = torch.library.Library("npu", "FRAGMENT")
+library.define("npu_rms_norm(Tensor x) -> Tensor")
+from npu_lowering import register
+from npu_lowering.offdevice import OffDeviceError, install
+try:
+    install()
+except OffDeviceError as error:
+    assert str(error).startswith("npu::npu_rms_norm must not be defined before torch_npu")
+else:
+    raise AssertionError("a second definition was not noticed")
+x, w = torch.ones(2, 32, dtype=torch.int8), torch.ones(1, 32, 64, dtype=torch.int8)
+def call(op):
+    return op(x, w, torch.tensor([2]), scale=torch.ones(1, 64), row_index=torch.tensor([1, 0]))
+assert register.owner() == "ours"  # as before
+library._destroy() if hasattr(library, "_destroy") else setattr(library, "m", None)
+assert torch.equal(call(packet), call(overload))
+assert install() is True
+{WORKS}
+assert torch.equal(call(packet), y) and torch.equal(call(overload), y)
+assert torch.ops.npu.npu_grouped_matmul_finalize_routing is packet
+assert packet.default is overload
+assert torch.equal(torch.compile(lambda: call(packet), backend="aot_eager", fullgraph=True)(), y)
+"""
+
+# The reverse: torchair with its own engine, over stand-ins that someone else has loaded.
+TORCHAIR_FIRST = """
+from npu_lowering.offdevice import OffDeviceError, install, standins, wheels
+standins.load(wheels.find_wheels())
+import sys, types
+sys.modules["torchair.core._torchair"] = types.ModuleType("theirs")
+try:
+    install()
+except OffDeviceError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("program", [FIRST, LATE], ids=["first", "late"])
+def test_install(program, python):
+    output, errors = python("-c", program)
+    assert output == ""
+    assert "ASCEND_HOME_PATH" not in errors
+
+
+def test_an_engine_that_is_in_place_already(python):
+    output, _ = python("-c", TORCHAIR_FIRST)
+    assert output.startswith("torchair was imported before npu_lowering.offdevice.install()")
+
+
+def test_importing_is_light(python):
+    """The graph engine and TorchAIR are not imported with the package."""
+    program = """
+import sys, npu_lowering.offdevice
+print([name for name in sys.modules
+       if name.split(".")[0] in ("torchair", "torch_npu", "google")
+       or name in ("npu_lowering.offdevice.engine", "npu_lowering.offdevice.graph")])
+try:
+    npu_lowering.offdevice.nothing
+except AttributeError as error:
+    print(error)
+"""
+    output, _ = python("-c", program)
+    assert output.splitlines() == [
+        "[]",
+        "module 'npu_lowering.offdevice' has no attribute 'nothing'",
+    ]
