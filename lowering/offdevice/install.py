@@ -21,6 +21,7 @@ _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 _lock = threading.RLock()
 _installed = False
+_engine: types.ModuleType | None = None
 
 
 def install() -> bool:
@@ -164,7 +165,7 @@ def _forget_failed_import() -> None:
 
 
 def _refuse_other_engine() -> None:
-    if _ENGINE in sys.modules:
+    if sys.modules.get(_ENGINE) is not _engine:
         raise OffDeviceError(
             "torchair was imported before npu_lowering.offdevice.install(), and holds its own "
             "graph engine, which needs CANN. Call install() first"
@@ -173,15 +174,16 @@ def _refuse_other_engine() -> None:
 
 def _replace_engine() -> None:
     """Put ours in the place of TorchAIR's one C++ module, before TorchAIR first looks for it."""
+    global _engine
     from npu_lowering.offdevice import engine
 
+    if _engine is None:
+        _engine = engine.module()
+        sys.modules[_ENGINE] = _engine
     _import("torch_npu.dynamo")
-    sys.modules[_ENGINE] = engine.module()
-    try:
-        _import("torchair")
-        backend: Any = _import("torchair.core._backend")
-    except BaseException:
-        del sys.modules[_ENGINE]
-        raise
+    _import("torchair")
+    core: Any = _import("torchair.core")
+    backend: Any = _import("torchair.core._backend")
+    core._torchair = _engine  # as an import of it would have set
     # Else it asks the runtime, which has no device to name.
     backend._cached_device_id = 0

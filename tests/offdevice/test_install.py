@@ -22,7 +22,15 @@ assert y.shape == (2, 64) and bool((y == 32).all()), y
 """
 
 FIRST = f"""
+import sys, types
 from npu_lowering.offdevice import install
+# An attempt that fails at the last step does not spoil the next.
+sys.modules["npu_lowering.converters"] = types.ModuleType("of a release without register()")
+try:
+    install()
+except AttributeError as error:
+    assert "register" in str(error), error
+del sys.modules["npu_lowering.converters"]
 assert install() is True
 import torch
 npu, to = torch.Tensor.npu, torch.Tensor.to
