@@ -82,7 +82,7 @@ def convert(
         UserWarning: a documented limit of the device is exceeded, one warning each.
     """
     del meta_outputs
-    given: dict[str, Tensor | None] = {
+    given = {
         "x": x,
         "w": w,
         "group_list": group_list,
@@ -94,8 +94,11 @@ def convert(
         "logit": logit,
         "row_index": row_index,
     }
+    metas: dict[str, Any] = {
+        name: None if tensor is None else tensor.meta for name, tensor in given.items()
+    }
     problem = checks.check(
-        **{name: None if tensor is None else tensor.meta for name, tensor in given.items()},
+        **metas,
         dtype=dtype,
         shared_input_weight=shared_input_weight,
         shared_input_offset=shared_input_offset,

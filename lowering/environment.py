@@ -36,7 +36,17 @@ def has_cann() -> bool:
 
 
 def keep_torch_importable() -> None:
-    """Turn off torch's loading of torch_npu where that can only fail."""
+    """Turn off torch's loading of torch_npu where that can only fail.
+
+    Raises:
+        ImportError: It has failed already: a process can initialise torch once only.
+    """
+    if "torch._C" in sys.modules and "torch" not in sys.modules:
+        raise ImportError(
+            "torch has failed to import earlier in this process, and cannot be imported again. "
+            "Where torch_npu is installed without CANN, import npu_lowering before torch, or set "
+            f"{_AUTOLOAD}=0, in a new process"
+        )
     if "torch" not in sys.modules and is_installed() and not has_cann():
         os.environ.setdefault(_AUTOLOAD, "0")
 

@@ -6,6 +6,7 @@ Environment 2, torch_npu imported, is in tests/offdevice.
 import importlib.util
 
 import pytest
+from conftest import TORCH
 
 HAS_TORCH_NPU = importlib.util.find_spec("torch_npu") is not None
 needs_torch_npu = pytest.mark.skipif(not HAS_TORCH_NPU, reason="torch_npu is not installed")
@@ -83,6 +84,27 @@ else:
     raise AssertionError("torch_npu was imported without CANN")
 """
     run_python(program + OURS + WORKS)
+
+
+@needs_torch_npu
+@pytest.mark.skipif(TORCH < (2, 5), reason="torch loads backends by itself from 2.5 on")
+def test_after_a_failed_import_of_torch(run_python):
+    """torch's C++ cannot be initialised twice, so all that is left is a sentence."""
+    program = """
+try:
+    import torch
+except RuntimeError:
+    pass
+else:
+    raise AssertionError("torch was imported without CANN")
+try:
+    import npu_lowering
+except ImportError as error:
+    assert "import npu_lowering before torch" in str(error), error
+else:
+    raise AssertionError("npu_lowering was imported without torch")
+"""
+    run_python(program)
 
 
 def test_importing_twice_reloading_and_a_second_copy(run_python):

@@ -10,14 +10,18 @@ from conftest import TORCH
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NEEDS = {"compile_and_export.py": (2, 6)}
+# Scripts for an NPU run through the launcher.
+LAUNCHER = {"graph_mode.py": ("-m", "npu_lowering", "run")}
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_example(example, tmp_path):
     if NEEDS.get(example, TORCH) > TORCH:
         pytest.skip(f"{example} needs torch {NEEDS[example]}")
+    if example in LAUNCHER:
+        pytest.importorskip("google.protobuf", reason="needs the extra offdevice")
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / example)],
+        [sys.executable, *LAUNCHER.get(example, ()), str(EXAMPLES / example)],
         capture_output=True,
         text=True,
         timeout=300,

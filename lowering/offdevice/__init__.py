@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from npu_lowering.offdevice.install import install
+from npu_lowering.offdevice.install import install, is_installed
 from npu_lowering.offdevice.wheels import OffDeviceError
 
 if TYPE_CHECKING:
     from npu_lowering.offdevice.graph import last_graph as last_graph
 
-__all__ = ["OffDeviceError", "install", "last_graph"]
+__all__ = ["OffDeviceError", "install", "is_installed", "last_graph"]
 
 
 def __getattr__(name: str) -> Any:

@@ -76,6 +76,11 @@ def install() -> bool:
         return True
 
 
+def is_installed() -> bool:
+    """Whether :func:`install` has made this process one that runs off the device."""
+    return _installed
+
+
 def _import_torch_npu() -> None:
     _forget_failed_import()
     os.environ[_AUTOLOAD] = "0"
