@@ -89,10 +89,7 @@ class Program:
                 self._compute(node, values, caller)
             for source in self._dies_after[step]:
                 values.pop(source, None)
-        results = [
-            values.pop(source) if self.graph.outputs.count(source) == 1 else values[source]
-            for source in self.graph.outputs
-        ]
+        results = [values[source] for source in self.graph.outputs]
         return _hand_over(self.graph, results, assigned, caller | constant)
 
     def _compute(

@@ -1,5 +1,7 @@
 """The engine: aten programs lowered by TorchAIR and run here, and models built by hand."""
 
+import weakref
+
 import ge_models
 import pytest
 import torch
@@ -201,6 +203,29 @@ def test_an_in_place_operator_writes_the_callers_memory_and_not_what_was_read_be
     (out,) = made.run(([fed], [], None))
     assert torch.equal(fed, F * 0.5)
     assert torch.equal(out, F.reshape(6) * 2)
+
+
+def test_values_are_let_go_after_their_last_use(monkeypatch):
+    made, alive = [], []
+
+    def probe(call):
+        alive.append(sum(ref() is not None for ref in made))
+        result = call["x"] + 1
+        made.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setitem(ge_ops.KERNELS, "Abs", probe)
+    model = ge_models.Model()
+    model.data(0, F)
+    before = "in0:0"
+    for name in "abcde":
+        model.op("Abs", name, [("x", before)])
+        before = f"{name}:0"
+    model.end(before)
+    loaded = _loaded(model)
+    loaded.compile()
+    loaded.run(([F], [], None))
+    assert alive == [0, 1, 1, 1, 1]
 
 
 def test_all_unknown_operators_are_named_at_compile():
