@@ -5,17 +5,14 @@ import npu_lowering  # noqa: F401  isort: skip
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-
 
 def pytest_collection_modifyitems(items):
     """Tests that bring torch_npu into the process come last: nothing can take it out again."""
-    items.sort(key=lambda item: "offdevice" in Path(item.path).parts)
+    items.sort(key=lambda item: "torchair" in item.fixturenames)
 
 
 @pytest.fixture

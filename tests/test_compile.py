@@ -6,8 +6,8 @@ import pytest
 import torch
 from cases import CASES, FULL_SIZE, call, fractal_nz
 from compare import assert_same
-from conftest import TORCH
 from torch._dynamo.backends.registry import lookup_backend
+from versions import TORCH
 
 import npu_lowering
 

@@ -6,7 +6,7 @@ Environment 2, torch_npu imported, is in tests/offdevice.
 import importlib.util
 
 import pytest
-from conftest import TORCH
+from versions import TORCH
 
 HAS_TORCH_NPU = importlib.util.find_spec("torch_npu") is not None
 needs_torch_npu = pytest.mark.skipif(not HAS_TORCH_NPU, reason="torch_npu is not installed")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TORCH
+from versions import TORCH
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NEEDS = {"compile_and_export.py": (2, 6)}
@@ -35,4 +35,6 @@ def test_example(example, tmp_path):
 
 def test_examples_are_short():
     for path in EXAMPLES.glob("*.py"):
-        assert "def main()" in path.read_text(encoding="utf-8"), path
+        text = path.read_text(encoding="utf-8")
+        assert "def main()" in text, path
+        assert len(text.splitlines()) <= 60, path

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import ge_models
 import pytest
 
 from npu_lowering.offdevice import OffDeviceError, wheels
@@ -22,6 +23,13 @@ def found():
 def warm(tmp_path_factory):
     """A cache that all tests which do not test the cache share."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def torchair(found, warm):
+    """TorchAIR in this process, from here on; the tests that ask for it come last."""
+    del found
+    return ge_models.install(warm)
 
 
 @pytest.fixture

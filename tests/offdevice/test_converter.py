@@ -31,12 +31,8 @@ def bfloat16_bias(case):
 
 
 @pytest.fixture(autouse=True)
-def _installed(found):
-    del found
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch_npu warns of what it misses
-        offdevice.install()
-        import torchair  # noqa: F401
+def _fresh_dynamo(torchair):
+    del torchair
     torch._dynamo.reset()
 
 

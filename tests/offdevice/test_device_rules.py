@@ -10,9 +10,7 @@ from npu_lowering.offdevice.graph import GraphError
 M, K, N, E, BS = 6, 4, 8, 2, 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def torchair(found, warm):  # noqa: ARG001 - found skips what cannot run here
-    return ge_models.install(warm)
+pytestmark = pytest.mark.usefixtures("torchair")
 
 
 def _tensors():

@@ -7,17 +7,14 @@ import pytest
 import torch
 from aten_programs import CLOSE, EXACT, LATER, TENSORS
 from kernel_cases import BY_HAND, INT, F
+from versions import TORCH
 
 from npu_lowering.offdevice import engine, ge_ops
 from npu_lowering.offdevice.graph import GraphError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def torchair(found, warm):  # noqa: ARG001 - found skips what cannot run here
-    return ge_models.install(warm)
+pytestmark = pytest.mark.usefixtures("torchair")
 
 
-TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 NAMES = [(group, name) for group, programs in EXACT.items() for name in programs]
 
 

@@ -10,9 +10,7 @@ from npu_lowering.offdevice.graph import GraphError, Source
 X = torch.arange(6.0).reshape(2, 3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def torchair(found, warm):  # noqa: ARG001 - found skips what cannot run here
-    return ge_models.install(warm)
+pytestmark = pytest.mark.usefixtures("torchair")
 
 
 def _model():
