@@ -129,7 +129,8 @@ def check(
     m, k = x.shape
     e, n = _weight_sizes(w, k)
     for name, size in (("m", m), ("k", k), ("e", e), ("n", n)):
-        torch._check_value(
+        _require(
+            ValueError,
             size > 0,
             lambda name=name, size=size: (
                 f"x and w must not be empty, got {name} = {size} "
@@ -169,7 +170,8 @@ def check(
     first = _check_shared_input(shared_input, shared_input_offset, logit, n, rows)
     if group_list_type is None:
         group_list_type = schema.GROUP_LIST_TYPE
-    torch._check_value(
+    _require(
+        ValueError,
         group_list_type in (schema.TOTALS, schema.COUNTS),
         lambda: f"group_list_type must be 0 (totals) or 1 (counts), got {group_list_type}",
     )
@@ -246,6 +248,12 @@ def refuse_later(name: str, value: object) -> NoReturn:
     )
 
 
+def _require(error: type[Exception], condition: bool, message: Callable[[], str]) -> None:
+    """As torch._check; a condition on symbols becomes a guard or a runtime assertion there."""
+    if condition is not True:
+        torch._check_with(error, condition, message)
+
+
 def _refuse_group(problem: Problem, g: int, value: int, before: int) -> NoReturn:
     if problem.group_list_type == schema.COUNTS:
         raise ValueError(
@@ -276,29 +284,34 @@ def _check_weight_dtype(w: Tensor) -> None:
 
 def _weight_sizes(w: Tensor, k: Size) -> tuple[Size, Size]:
     if w.dim() == 3:
-        torch._check_value(
+        _require(
+            ValueError,
             w.shape[1] == k,
             lambda: (
                 f"w must be (e, k, n) with the k of x, which is {k}, got shape {tuple(w.shape)}"
             ),
         )
         return w.shape[0], w.shape[2]
-    torch._check_value(
+    _require(
+        ValueError,
         w.dim() == 5,
         lambda: (
             "w must be 3-D (e, k, n) or its FRACTAL_NZ form, 5-D (e, n1, k1, 16, 32), "
             f"got shape {tuple(w.shape)}"
         ),
     )
-    torch._check_value(
+    _require(
+        ValueError,
         w.shape[3] == K0,
         lambda: f"w must be (e, n1, k1, {K0}, {N0}) when 5-D, got shape {tuple(w.shape)}",
     )
-    torch._check_value(
+    _require(
+        ValueError,
         w.shape[4] == N0,
         lambda: f"w must be (e, n1, k1, {K0}, {N0}) when 5-D, got shape {tuple(w.shape)}",
     )
-    torch._check_value(
+    _require(
+        ValueError,
         w.shape[2] == (k + K0 - 1) // K0,
         lambda: (
             f"w must be (e, n1, k1, 16, 32) with k1 = ceil(k / 16), which is "
@@ -316,7 +329,8 @@ def _check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
 
 def _check_rank(name: str, tensor: Tensor, form: str) -> None:
     rank = form.count(",") + (not form.endswith(",)"))
-    torch._check_value(
+    _require(
+        ValueError,
         tensor.dim() == rank,
         lambda: f"{name} must be {rank}-D {form}, got shape {tuple(tensor.shape)}",
     )
@@ -326,20 +340,22 @@ def _check_shape(name: str, tensor: Tensor, form: str, sizes: tuple[Size, ...]) 
     def message() -> str:
         return f"{name} must be {form} = {sizes}, got shape {tuple(tensor.shape)}"
 
-    torch._check_value(tensor.dim() == len(sizes), message)
+    _require(ValueError, tensor.dim() == len(sizes), message)
     for size, expected in zip(tensor.shape, sizes):
-        torch._check_value(size == expected, message)
+        _require(ValueError, size == expected, message)
 
 
 def _output_rows(output_bs: int | None, m: Size) -> Size:
     if not output_bs:
         return m
     rows: Size = output_bs
-    torch._check_value(
+    _require(
+        ValueError,
         rows > 0,
         lambda: f"output_bs must be 0 or None, for m, or in [1, m] = [1, {m}], got {rows}",
     )
-    torch._check_value(
+    _require(
+        ValueError,
         rows <= m,
         lambda: f"output_bs must be 0 or None, for m, or in [1, m] = [1, {m}], got {rows}",
     )
@@ -354,8 +370,10 @@ def _check_shared_input(
     rows: Size,
 ) -> int:
     offset = schema.SHARED_INPUT_OFFSET if shared_input_offset is None else shared_input_offset
-    torch._check_value(
-        offset >= 0, lambda: f"shared_input_offset must be >= 0, got {shared_input_offset}"
+    _require(
+        ValueError,
+        offset >= 0,
+        lambda: f"shared_input_offset must be >= 0, got {shared_input_offset}",
     )
     shared_rows: Size = 0
     if shared_input is not None:
@@ -367,21 +385,24 @@ def _check_shared_input(
         _check_dtype("shared_input", shared_input, torch.bfloat16)
         _check_rank("shared_input", shared_input, "(rows, n)")
         shared_rows = shared_input.shape[0]
-        torch._check_value(
+        _require(
+            ValueError,
             shared_rows > 0,
             lambda: (
                 "shared_input must have at least one row (pass None for none), "
                 f"got shape {tuple(shared_input.shape)}"
             ),
         )
-        torch._check_value(
+        _require(
+            ValueError,
             shared_input.shape[1] == n,
             lambda: (
                 f"shared_input must be (rows, n) with the n of w, which is {n}, "
                 f"got shape {tuple(shared_input.shape)}"
             ),
         )
-    torch._check_value(
+    _require(
+        ValueError,
         offset + shared_rows <= rows,
         lambda: (
             "shared_input_offset + the rows of shared_input must be at most output_bs = "
