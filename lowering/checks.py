@@ -128,14 +128,11 @@ def check(
     _check_rank("x", x, "(m, k)")
     m, k = x.shape
     e, n = _weight_sizes(w, k)
-    for name, size in (("m", m), ("k", k), ("e", e), ("n", n)):
+    for size in (m, k, e, n):
         _require(
             ValueError,
             size > 0,
-            lambda name=name, size=size: (
-                f"x and w must not be empty, got {name} = {size} "
-                f"from x of shape {tuple(x.shape)} and w of shape {tuple(w.shape)}"
-            ),
+            lambda: f"x and w must not be empty, got m = {m}, k = {k}, e = {e}, n = {n}",
         )
 
     _check_dtype("group_list", group_list, torch.int64)

@@ -31,6 +31,7 @@ def zeros(*shape, dtype=torch.float32):
 int8, int32, int64, half = torch.int8, torch.int32, torch.int64, torch.float16
 LIMIT = "output_bs must be 0 or None, for m, or in [1, m] = [1, 24], got "
 REQUIRED_K1 = "w must be (e, n1, k1, 16, 32) with k1 = ceil(k / 16), which is 4 for the k of x, 64,"
+EMPTY = "x and w must not be empty, got "
 LATER = "not supported yet and must be None, got "
 
 # What metadata shows: the same under fake tensors.
@@ -43,12 +44,14 @@ ERRORS = {
     ),
     "x_0d": Bad({"x": zeros(dtype=int8)}, ValueError, "x must be 2-D (m, k), got shape ()"),
     "x_no_rows": Bad(
-        {"x": zeros(0, 64, dtype=int8)}, ValueError, "x and w must not be empty, got m = 0 "
+        {"x": zeros(0, 64, dtype=int8)},
+        ValueError,
+        EMPTY + "m = 0, k = 64, e = 4, n = 64",
     ),
     "x_no_columns": Bad(
         {"x": zeros(24, 0, dtype=int8), "w": zeros(4, 0, 64, dtype=int8)},
         ValueError,
-        "x and w must not be empty, got k = 0 ",
+        EMPTY + "m = 24, k = 0, e = 4, n = 64",
     ),
     "w_float": Bad({"w": zeros(4, 64, 64)}, TypeError, "w must be int8, got torch.float32"),
     "w_int4": Bad(
@@ -67,10 +70,14 @@ ERRORS = {
         "w must be (e, k, n) with the k of x, which is 64, got shape (4, 63, 64)",
     ),
     "w_no_experts": Bad(
-        {"w": zeros(0, 64, 64, dtype=int8)}, ValueError, "x and w must not be empty, got e = 0 "
+        {"w": zeros(0, 64, 64, dtype=int8)},
+        ValueError,
+        EMPTY + "m = 24, k = 64, e = 0, n = 64",
     ),
     "w_no_columns": Bad(
-        {"w": zeros(4, 64, 0, dtype=int8)}, ValueError, "x and w must not be empty, got n = 0 "
+        {"w": zeros(4, 64, 0, dtype=int8)},
+        ValueError,
+        EMPTY + "m = 24, k = 64, e = 4, n = 0",
     ),
     "w_nz_of_other_tiles": Bad(
         {"w": zeros(4, 2, 2, 32, 16, dtype=int8)},

@@ -192,3 +192,6 @@ def _replace_engine() -> None:
     core._torchair = _engine  # as an import of it would have set
     # Else it asks the runtime, which has no device to name.
     backend._cached_device_id = 0
+    # Some converters choose by the device's name, and torch_npu would ask the driver for it.
+    soc_name = _engine.GetSocName()
+    _import("torch_npu").npu.get_device_name = lambda device=None: soc_name  # noqa: ARG005

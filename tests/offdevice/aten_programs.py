@@ -41,6 +41,7 @@ EXACT = {
         "add bfloat16": lambda t: t["h"] + t["h"],
         "add mixed": lambda t: t["x"] + t["n"],
         "subtract": lambda t: t["x"] - t["y"],
+        "subtract_from_number": lambda t: 2.5 - t["x"],
         "multiply": lambda t: t["h"] * 3,
         "divide": lambda t: t["x"] / t["y"],
         "divide integers": lambda t: t["n"] / 4,
