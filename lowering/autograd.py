@@ -20,6 +20,7 @@ from typing import Any, Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from npu_lowering import schema
 from npu_lowering.checks import Problem, Size, check, is_symbolic
@@ -50,14 +51,26 @@ def run(op: Op, call: dict[str, Any]) -> Tensor:
         op: the operator, entered above autograd.
         call: its arguments by name; those that are left out have their defaults.
     """
-    if not torch.is_grad_enabled() or not any(
-        call.get(name) is not None and call[name].requires_grad for name in _DIFFERENTIABLE
-    ):
+    floats = [call[name] for name in _DIFFERENTIABLE if call.get(name) is not None]
+    _refuse_forward_mode(floats)
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in floats):
         with torch._C._AutoDispatchBelowAutograd():
             return op(**call)
     rest = {name: value for name, value in call.items() if name not in _TENSORS}
     apply: Op = _Function.apply
     return apply(op, rest, *(call.get(name) for name in _TENSORS))
+
+
+def _refuse_forward_mode(tensors: list[Tensor]) -> None:
+    """Dropping a tangent would be a silent derivative of zero."""
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                "forward-mode differentiation of npu_grouped_matmul_finalize_routing is not "
+                "supported, got a dual tensor; use backward"
+            )
 
 
 class _Function(torch.autograd.Function):

@@ -112,3 +112,12 @@ def test_errors_are_the_same_when_recording(op):
     case["scale"].requires_grad_()
     with pytest.raises(ValueError, match=r"^output_bs must be 0 or None, for m"):
         op(**case)
+
+
+def test_forward_mode_is_refused(op):
+    case = call()
+    with torch.autograd.forward_ad.dual_level():
+        op(**case)
+        case["logit"] = torch.autograd.forward_ad.make_dual(case["logit"], torch.ones(24))
+        with pytest.raises(NotImplementedError, match=r"^forward-mode differentiation of npu_gr"):
+            op(**case)
