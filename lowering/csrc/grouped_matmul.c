@@ -36,6 +36,8 @@
  *     LD_PRELOAD="$(cc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
  *        NPU_LOWERING_LIBRARY=/tmp/asan.so python -m pytest tests/test_native.py
  */
+#define _GNU_SOURCE /* POSIX beside -std=c11 */
+#define _DARWIN_C_SOURCE
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -49,6 +51,11 @@
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
@@ -74,18 +81,20 @@ typedef struct {
     int64_t threads;
 } call_t;
 
-/* What one kernel call takes: a block of rows against some quads of one panel. */
+/* What one kernel call takes: a block of rows against some quads of some panels. */
 typedef struct {
-    int32_t *acc; /* (rows, 32), added to */
+    int32_t *acc; /* (rows, 32 * panels), added to, or where start is given, begun from that */
+    const int32_t *start; /* one a row, or null */
     int64_t acc_row;
     const int8_t *x; /* (rows, 4 * quads), or int16 where the path widens x */
     int64_t x_row;
-    const int8_t *w; /* (4 * quads, 32); unused when packed quads are read */
-    int64_t w_row;
+    const int8_t *w; /* a panel: (4 * quads, 32), one w_panel after the other */
+    int64_t w_row, w_panel;
     int8_t *pack; /* permuted quads: read, or written if not null */
-    int64_t quads;
-    const char *ahead[2]; /* prefetched once a quad, each moving by ahead_step */
-    int64_t ahead_step;
+    int64_t pack_panel;
+    int64_t panels, quads;
+    const int8_t *next; /* what to prefetch, moving as w does */
+    int64_t next_step;  /* and if w is not read, by that each quad */
 } tile_t;
 
 typedef struct {
@@ -94,6 +103,7 @@ typedef struct {
     int flip;       /* 128 if the weights are made unsigned: acc starts at -flip * sum(x) */
     int widen;      /* x is wanted as int16 */
     int quad_bytes; /* of a packed quad; 0 if the path never packs */
+    int32_t (*sum)(const int8_t *x, int64_t n); /* wanted where flip is */
     void (*direct)(int rows, const tile_t *t); /* from w, storing to pack if not null */
     void (*packed)(int rows, const tile_t *t);
     void (*finish)(float *const *out, const int32_t *acc, int64_t acc_row, int64_t rows,
@@ -134,24 +144,66 @@ INLINE void finish_body(float *const *out, const int32_t *acc, int64_t acc_row, 
 /* ------------------------------------------------------------------------------- plain C */
 
 static void c_direct(int rows, const tile_t *t) {
-    for (int r = 0; r < rows; r++) {
-        uint32_t acc[PANEL];
-        memcpy(acc, t->acc + r * t->acc_row, sizeof acc);
-        for (int64_t i = 0; i < 4 * t->quads; i++) {
-            const int32_t v = t->x[r * t->x_row + i];
-            const int8_t *w = t->w + i * t->w_row;
-            for (int j = 0; j < PANEL; j++)
-                acc[j] += (uint32_t)(v * w[j]);
+    for (int64_t p = 0; p < t->panels; p++)
+        for (int r = 0; r < rows; r++) {
+            int32_t *to = t->acc + p * PANEL + r * t->acc_row;
+            uint32_t acc[PANEL];
+            if (t->start)
+                memset(acc, 0, sizeof acc);
+            else
+                memcpy(acc, to, sizeof acc);
+            for (int64_t i = 0; i < 4 * t->quads; i++) {
+                const int32_t v = t->x[r * t->x_row + i];
+                const int8_t *w = t->w + p * t->w_panel + i * t->w_row;
+                for (int j = 0; j < PANEL; j++)
+                    acc[j] += (uint32_t)(v * w[j]);
+            }
+            memcpy(to, acc, sizeof acc);
         }
-        memcpy(t->acc + r * t->acc_row, acc, sizeof acc);
-    }
 }
 
 FINISH(c_finish, )
 
-static const path_t c_path = {"c", MAX_ROWS, 0, 0, 0, c_direct, NULL, c_finish};
+static const path_t c_path = {"c", MAX_ROWS, 0, 0, 0, NULL, c_direct, NULL, c_finish};
 
-/* ---------------------------------------------------------------------- x86-64: AVX-512 VNNI */
+/* Calls a kernel with its number of rows as a constant, so that accumulators are registers. */
+#define ROWS_3(tile, ...)                                                                        \
+    case 1: tile(1, __VA_ARGS__); break;                                                         \
+    case 2: tile(2, __VA_ARGS__); break;                                                         \
+    case 3: tile(3, __VA_ARGS__); break;
+#define ROWS_8(tile, ...)                                                                        \
+    ROWS_3(tile, __VA_ARGS__)                                                                    \
+    case 4: tile(4, __VA_ARGS__); break;                                                         \
+    case 5: tile(5, __VA_ARGS__); break;                                                         \
+    case 6: tile(6, __VA_ARGS__); break;                                                         \
+    case 7: tile(7, __VA_ARGS__); break;                                                         \
+    case 8: tile(8, __VA_ARGS__); break;
+
+/*
+ * For the paths of 16 or 32 smaller registers, which cannot hold weights being permuted and
+ * enough accumulators at once: each panel is packed a scratch buffer (or the group's buffer) at a
+ * time and the packed quads are read from L1.
+ */
+#define DIRECT_BY_PACKING(name, pack_quads, packed, quad_bytes, x_bytes, ...)                    \
+    __VA_ARGS__ static void name(int rows, const tile_t *t) {                                    \
+        int8_t scratch[SCRATCH / 4 * (quad_bytes)] __attribute__((aligned(64)));                 \
+        for (int64_t p = 0; p < t->panels; p++) {                                                \
+            tile_t part = *t;                                                                    \
+            part.panels = 1;                                                                     \
+            part.acc += p * PANEL;                                                               \
+            for (int64_t q = 0; q < t->quads; q += part.quads) {                                 \
+                part.quads = t->quads - q < SCRATCH / 4 ? t->quads - q : SCRATCH / 4;            \
+                part.pack = t->pack ? t->pack + p * t->pack_panel + q * (quad_bytes) : scratch;  \
+                part.x = t->x + 4 * q * (x_bytes);                                               \
+                part.start = q ? NULL : t->start;                                                \
+                pack_quads(part.pack, t->w + p * t->w_panel + 4 * q * t->w_row, t->w_row,        \
+                           part.quads);                                                          \
+                packed(rows, &part);                                                             \
+            }                                                                                    \
+        }                                                                                        \
+    }
+
+/* -------------------------------------------------------------------- x86-64: AVX-512 VNNI */
 
 #if defined(__x86_64__)
 
@@ -161,101 +213,380 @@ enum { DIRECT, STORE, PACKED };
 
 /*
  * VPDPBUSD multiplies unsigned by signed bytes: flipping the top bit of w adds 128 to it. Eight
- * rows by two vectors keep the unit busy; twelve rows would spill.
+ * rows by two vectors keep the multiplier busy; twelve rows would spill.
  *
- * Bytes go to their places in two steps, dwords across lanes and bytes within a lane, which
- * costs no more than VBMI's single step here and asks less of the processor.
+ * Bytes go to their places in two steps, dwords across lanes and then bytes within a lane: within
+ * two or three per cent of VBMI's single step, and it asks less of the processor.
+ *
+ * A panel of NZ is a linear stream, and the hardware's own prefetch does best alone. In ND it
+ * gives up at the end of each row, and lines ahead are asked for into L2; into L1 they would
+ * evict each other, rows being a multiple of its size apart.
  */
-AVX512 INLINE void avx512_tile(const int rows, const int mode, const tile_t *t) {
+AVX512 INLINE void avx512_tile(const int rows, const int mode, const int nz, const tile_t *t) {
     const __m512i low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(4));
     const __m512i turn = _mm512_broadcast_i32x4(
         _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const __m512i flip = _mm512_set1_epi8((char)0x80);
-    __m512i acc[MAX_ROWS][2];
+    const int32_t *start = t->start;
+    const int64_t acc_row = t->acc_row, x_row = t->x_row, w_row = t->w_row;
+    for (int64_t p = 0; p < t->panels; p++) {
+        int32_t *to = t->acc + p * PANEL;
+        __m512i acc[MAX_ROWS][2];
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) {
-        acc[r][0] = _mm512_loadu_si512(t->acc + r * t->acc_row);
-        acc[r][1] = _mm512_loadu_si512(t->acc + r * t->acc_row + 16);
-    }
-    const int8_t *x = t->x, *w = t->w;
-    int8_t *pack = t->pack;
-    const char *ahead0 = t->ahead[0], *ahead1 = t->ahead[1];
-    const int64_t x_row = t->x_row, w_row = t->w_row, ahead_step = t->ahead_step;
-    for (int64_t q = t->quads; q > 0; q--) {
-        __m512i b0, b1;
-        _mm_prefetch(ahead0, _MM_HINT_T0);
-        _mm_prefetch(ahead1, _MM_HINT_T0);
-        ahead0 += ahead_step;
-        ahead1 += ahead_step;
-        if (mode == PACKED) {
-            b0 = _mm512_loadu_si512(pack);
-            b1 = _mm512_loadu_si512(pack + 64);
-            pack += 128;
-        } else {
-            const __m256i w0 = _mm256_loadu_si256((const void *)w);
-            const __m256i w1 = _mm256_loadu_si256((const void *)(w + w_row));
-            const __m256i w2 = _mm256_loadu_si256((const void *)(w + 2 * w_row));
-            const __m256i w3 = _mm256_loadu_si256((const void *)(w + 3 * w_row));
-            const __m512i z0 = _mm512_inserti64x4(_mm512_castsi256_si512(w0), w1, 1);
-            const __m512i z1 = _mm512_inserti64x4(_mm512_castsi256_si512(w2), w3, 1);
-            w += 4 * w_row;
-            b0 = _mm512_shuffle_epi8(_mm512_permutex2var_epi32(z0, low, z1), turn);
-            b1 = _mm512_shuffle_epi8(_mm512_permutex2var_epi32(z0, high, z1), turn);
-            b0 = _mm512_xor_si512(b0, flip);
-            b1 = _mm512_xor_si512(b1, flip);
-            if (mode == STORE) {
-                _mm512_storeu_si512(pack, b0);
-                _mm512_storeu_si512(pack + 64, b1);
+        for (int r = 0; r < rows; r++) {
+            const int32_t *from = to + r * acc_row;
+            acc[r][0] = start ? _mm512_set1_epi32(start[r]) : _mm512_loadu_si512(from);
+            acc[r][1] = start ? acc[r][0] : _mm512_loadu_si512(from + 16);
+        }
+        const int8_t *x = t->x;
+        const int8_t *w = t->w + p * t->w_panel;
+        const int8_t *next = t->next + p * t->w_panel + (nz || !(p & 1) ? 0 : 2 * w_row);
+        int8_t *pack = t->pack + p * t->pack_panel;
+        for (int64_t q = t->quads; q > 0; q--) {
+            __m512i b0, b1;
+            if (mode == PACKED) {
+                _mm_prefetch(next, _MM_HINT_T1);
+                next += t->next_step;
+                b0 = _mm512_loadu_si512(pack);
+                b1 = _mm512_loadu_si512(pack + 64);
                 pack += 128;
+            } else {
+                __m512i z0, z1;
+                if (nz) {
+                    z0 = _mm512_loadu_si512(w);
+                    z1 = _mm512_loadu_si512(w + 64);
+                    w += 4 * PANEL;
+                } else {
+                    _mm_prefetch(next, _MM_HINT_T1);
+                    _mm_prefetch(next + w_row, _MM_HINT_T1);
+                    next += 4 * w_row;
+                    const __m256i w0 = _mm256_loadu_si256((const void *)w);
+                    const __m256i w1 = _mm256_loadu_si256((const void *)(w + w_row));
+                    const __m256i w2 = _mm256_loadu_si256((const void *)(w + 2 * w_row));
+                    const __m256i w3 = _mm256_loadu_si256((const void *)(w + 3 * w_row));
+                    z0 = _mm512_inserti64x4(_mm512_castsi256_si512(w0), w1, 1);
+                    z1 = _mm512_inserti64x4(_mm512_castsi256_si512(w2), w3, 1);
+                    w += 4 * w_row;
+                }
+                b0 = _mm512_xor_si512(_mm512_shuffle_epi8(_mm512_permutex2var_epi32(z0, low, z1), turn), flip);
+                b1 = _mm512_xor_si512(_mm512_shuffle_epi8(_mm512_permutex2var_epi32(z0, high, z1), turn), flip);
+                if (mode == STORE) {
+                    _mm512_storeu_si512(pack, b0);
+                    _mm512_storeu_si512(pack + 64, b1);
+                    pack += 128;
+                }
             }
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++) {
+                int32_t four;
+                memcpy(&four, x + r * x_row, 4);
+                const __m512i bytes = _mm512_set1_epi32(four);
+                acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], b0, bytes);
+                acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], b1, bytes);
+            }
+            x += 4;
         }
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
-            int32_t four;
-            memcpy(&four, x + r * x_row, 4);
-            const __m512i v = _mm512_set1_epi32(four);
-            acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], b0, v);
-            acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], b1, v);
+            _mm512_storeu_si512(to + r * acc_row, acc[r][0]);
+            _mm512_storeu_si512(to + r * acc_row + 16, acc[r][1]);
         }
-        x += 4;
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) {
-        _mm512_storeu_si512(t->acc + r * t->acc_row, acc[r][0]);
-        _mm512_storeu_si512(t->acc + r * t->acc_row + 16, acc[r][1]);
     }
 }
 
-#define BY_ROWS(tile, mode)                                                                      \
-    switch (rows) {                                                                              \
-    case 1: tile(1, mode, t); break;                                                             \
-    case 2: tile(2, mode, t); break;                                                             \
-    case 3: tile(3, mode, t); break;                                                             \
-    case 4: tile(4, mode, t); break;                                                             \
-    case 5: tile(5, mode, t); break;                                                             \
-    case 6: tile(6, mode, t); break;                                                             \
-    case 7: tile(7, mode, t); break;                                                             \
-    case 8: tile(8, mode, t); break;                                                             \
-    }
 
 AVX512 static void avx512_direct(int rows, const tile_t *t) {
-    if (t->pack)
-        BY_ROWS(avx512_tile, STORE)
+    const int nz = t->w_row == PANEL;
+    if (nz && t->pack)
+        switch (rows) { ROWS_8(avx512_tile, STORE, 1, t) }
+    else if (nz)
+        switch (rows) { ROWS_8(avx512_tile, DIRECT, 1, t) }
+    else if (t->pack)
+        switch (rows) { ROWS_8(avx512_tile, STORE, 0, t) }
     else
-        BY_ROWS(avx512_tile, DIRECT)
+        switch (rows) { ROWS_8(avx512_tile, DIRECT, 0, t) }
 }
 
 AVX512 static void avx512_packed(int rows, const tile_t *t) {
-    BY_ROWS(avx512_tile, PACKED)
+    switch (rows) { ROWS_8(avx512_tile, PACKED, 0, t) }
+}
+
+AVX512 static int32_t avx512_sum(const int8_t *x, int64_t n) {
+    const __m512i one = _mm512_set1_epi8(1);
+    __m512i sum = _mm512_setzero_si512();
+    for (; n >= 64; n -= 64, x += 64)
+        sum = _mm512_dpbusd_epi32(sum, one, _mm512_loadu_si512(x));
+    sum = _mm512_dpbusd_epi32(sum, one, _mm512_maskz_loadu_epi8((1ull << n) - 1, x));
+    return _mm512_reduce_add_epi32(sum);
 }
 
 FINISH(avx512_finish, AVX512)
 
 static const path_t avx512_path = {
-    "avx512vnni", 8, 128, 0, 128, avx512_direct, avx512_packed, avx512_finish};
+    "avx512vnni", 8, 128, 0, 128, avx512_sum, avx512_direct, avx512_packed, avx512_finish};
+
+/* --------------------------------------------------------------------------- x86-64: AVX2 */
+
+#define AVX2 __attribute__((target("avx2")))
+
+/* The four k-rows of 32 columns as bytes, [column][k] within each 128-bit lane: the first vector
+ * holds columns 0-3 and 16-19, the next 4-7 and 20-23, and so on. */
+AVX2 INLINE void avx2_interleave(__m256i b[4], const int8_t *w, int64_t w_row) {
+    const __m256i w0 = _mm256_loadu_si256((const void *)w);
+    const __m256i w1 = _mm256_loadu_si256((const void *)(w + w_row));
+    const __m256i w2 = _mm256_loadu_si256((const void *)(w + 2 * w_row));
+    const __m256i w3 = _mm256_loadu_si256((const void *)(w + 3 * w_row));
+    const __m256i low01 = _mm256_unpacklo_epi8(w0, w1), high01 = _mm256_unpackhi_epi8(w0, w1);
+    const __m256i low23 = _mm256_unpacklo_epi8(w2, w3), high23 = _mm256_unpackhi_epi8(w2, w3);
+    b[0] = _mm256_unpacklo_epi16(low01, low23);
+    b[1] = _mm256_unpackhi_epi16(low01, low23);
+    b[2] = _mm256_unpacklo_epi16(high01, high23);
+    b[3] = _mm256_unpackhi_epi16(high01, high23);
+}
+
+/* Accumulators in the same order, from and to a row in memory. */
+AVX2 INLINE __m256i avx2_load(const int32_t *row, int v) {
+    const __m256i low = _mm256_castsi128_si256(_mm_loadu_si128((const void *)(row + 4 * v)));
+    return _mm256_inserti128_si256(low, _mm_loadu_si128((const void *)(row + 16 + 4 * v)), 1);
+}
+
+AVX2 INLINE void avx2_store(int32_t *row, int v, __m256i value) {
+    _mm_storeu_si128((void *)(row + 4 * v), _mm256_castsi256_si128(value));
+    _mm_storeu_si128((void *)(row + 16 + 4 * v), _mm256_extracti128_si256(value, 1));
+}
+
+/*
+ * Without a dot product of bytes, VPMADDWD on values widened to 16 bits is exact (VPMADDUBSW
+ * would saturate). A quad is two such sets of four vectors, of k 0 and 1 and of k 2 and 3.
+ */
+AVX2 static void avx2_pack(int8_t *to, const int8_t *w, int64_t w_row, int64_t quads) {
+    for (; quads > 0; quads--, w += 4 * w_row, to += 256) {
+        __m256i b[4];
+        avx2_interleave(b, w, w_row);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) {
+            /* Sign-extend bytes 0 and 1, and 2 and 3, of each dword into its two halves. */
+            const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(b[v], 8), 8);
+            const __m256i odd = _mm256_srai_epi16(b[v], 8);
+            const __m256i k01 = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
+            const __m256i k23 = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
+            _mm256_storeu_si256((void *)(to + 32 * v), k01);
+            _mm256_storeu_si256((void *)(to + 128 + 32 * v), k23);
+        }
+    }
+}
+
+AVX2 INLINE void avx2_tile(const int rows, const tile_t *t) {
+    const int16_t *x = (const int16_t *)t->x;
+    for (int64_t p = 0; p < t->panels; p++) {
+        int32_t *to = t->acc + p * PANEL;
+        const int8_t *b = t->pack + p * t->pack_panel;
+        __m256i acc[2][4];
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++)
+                acc[r][v] = t->start ? _mm256_set1_epi32(t->start[r])
+                                     : avx2_load(to + r * t->acc_row, v);
+        for (int64_t half = 0; half < 2 * t->quads; half++, b += 128)
+#pragma GCC unroll 2
+            for (int r = 0; r < rows; r++) {
+                int32_t pair;
+                memcpy(&pair, x + r * t->x_row + 2 * half, 4);
+                const __m256i pairs = _mm256_set1_epi32(pair);
+#pragma GCC unroll 4
+                for (int v = 0; v < 4; v++) {
+                    const __m256i w = _mm256_loadu_si256((const void *)(b + 32 * v));
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(w, pairs));
+                }
+            }
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++)
+                avx2_store(to + r * t->acc_row, v, acc[r][v]);
+    }
+}
+
+AVX2 static void avx2_packed(int rows, const tile_t *t) {
+    switch (rows) {
+    case 1: avx2_tile(1, t); break;
+    case 2: avx2_tile(2, t); break;
+    }
+}
+
+DIRECT_BY_PACKING(avx2_direct, avx2_pack, avx2_packed, 256, 2, AVX2)
+
+FINISH(avx2_finish, AVX2)
+
+static const path_t avx2_path = {
+    "avx2", 2, 0, 1, 256, NULL, avx2_direct, avx2_packed, avx2_finish};
+
+/* ------------------------------------------------------------------------ x86-64: AVX-VNNI */
+
+/* The same instruction with AVX-512's encoding, to run this path where only that exists. */
+#if defined(NPU_LOWERING_AVXVNNI_AS_AVX512)
+#define HAVE_AVXVNNI 1
+#define AVXVNNI __attribute__((target("avx2,avx512f,avx512vl,avx512vnni")))
+#define DPBUSD _mm256_dpbusd_epi32
+#elif __GNUC__ >= 11 || (defined(__clang__) && __clang_major__ >= 12)
+#define HAVE_AVXVNNI 1
+#define AVXVNNI __attribute__((target("avx2,avxvnni")))
+#define DPBUSD _mm256_dpbusd_avx_epi32
+#endif
+
+#if HAVE_AVXVNNI
+
+AVXVNNI static void avxvnni_pack(int8_t *to, const int8_t *w, int64_t w_row, int64_t quads) {
+    const __m256i flip = _mm256_set1_epi8((char)0x80);
+    for (; quads > 0; quads--, w += 4 * w_row, to += 128) {
+        __m256i b[4];
+        avx2_interleave(b, w, w_row);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++)
+            _mm256_storeu_si256((void *)(to + 32 * v), _mm256_xor_si256(b[v], flip));
+    }
+}
+
+AVXVNNI INLINE void avxvnni_tile(const int rows, const tile_t *t) {
+    for (int64_t p = 0; p < t->panels; p++) {
+        int32_t *to = t->acc + p * PANEL;
+        const int8_t *b = t->pack + p * t->pack_panel;
+        __m256i acc[3][4];
+#pragma GCC unroll 3
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++)
+                acc[r][v] = t->start ? _mm256_set1_epi32(t->start[r])
+                                     : avx2_load(to + r * t->acc_row, v);
+        for (int64_t q = 0; q < t->quads; q++, b += 128) {
+            __m256i x[3];
+#pragma GCC unroll 3
+            for (int r = 0; r < rows; r++) {
+                int32_t four;
+                memcpy(&four, t->x + r * t->x_row + 4 * q, 4);
+                x[r] = _mm256_set1_epi32(four);
+            }
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) {
+                const __m256i w = _mm256_loadu_si256((const void *)(b + 32 * v));
+#pragma GCC unroll 3
+                for (int r = 0; r < rows; r++)
+                    acc[r][v] = DPBUSD(acc[r][v], w, x[r]);
+            }
+        }
+#pragma GCC unroll 3
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++)
+                avx2_store(to + r * t->acc_row, v, acc[r][v]);
+    }
+}
+
+AVXVNNI static void avxvnni_packed(int rows, const tile_t *t) {
+    switch (rows) { ROWS_3(avxvnni_tile, t) }
+}
+
+AVXVNNI static int32_t avxvnni_sum(const int8_t *x, int64_t n) {
+    const __m256i one = _mm256_set1_epi8(1);
+    __m256i sums = _mm256_setzero_si256();
+    for (; n >= 32; n -= 32, x += 32)
+        sums = DPBUSD(sums, one, _mm256_loadu_si256((const void *)x));
+    int32_t lanes[8], sum = 0;
+    _mm256_storeu_si256((void *)lanes, sums);
+    for (int i = 0; i < 8; i++)
+        sum += lanes[i];
+    for (int64_t i = 0; i < n; i++)
+        sum += x[i];
+    return sum;
+}
+
+DIRECT_BY_PACKING(avxvnni_direct, avxvnni_pack, avxvnni_packed, 128, 1, AVXVNNI)
+
+FINISH(avxvnni_finish, AVXVNNI)
+
+static const path_t avxvnni_path = {
+    "avxvnni", 3, 128, 0, 128, avxvnni_sum, avxvnni_direct, avxvnni_packed, avxvnni_finish};
+
+#endif
 
 #endif /* x86-64 */
+
+/* --------------------------------------------------------------------- aarch64: dot product */
+
+#if defined(__aarch64__)
+
+#if defined(__clang__)
+#define NEON __attribute__((target("dotprod")))
+#else
+#define NEON __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+
+NEON static void neon_pack(int8_t *to, const int8_t *w, int64_t w_row, int64_t quads) {
+    for (; quads > 0; quads--, w += 4 * w_row)
+        for (int half = 0; half < 2; half++, to += 64) {
+            const int8_t *from = w + 16 * half;
+            const int8x16_t w0 = vld1q_s8(from), w1 = vld1q_s8(from + w_row);
+            const int8x16_t w2 = vld1q_s8(from + 2 * w_row), w3 = vld1q_s8(from + 3 * w_row);
+            const int16x8_t low01 = vreinterpretq_s16_s8(vzip1q_s8(w0, w1));
+            const int16x8_t low23 = vreinterpretq_s16_s8(vzip1q_s8(w2, w3));
+            const int16x8_t high01 = vreinterpretq_s16_s8(vzip2q_s8(w0, w1));
+            const int16x8_t high23 = vreinterpretq_s16_s8(vzip2q_s8(w2, w3));
+            vst1q_s8(to, vreinterpretq_s8_s16(vzip1q_s16(low01, low23)));
+            vst1q_s8(to + 16, vreinterpretq_s8_s16(vzip2q_s16(low01, low23)));
+            vst1q_s8(to + 32, vreinterpretq_s8_s16(vzip1q_s16(high01, high23)));
+            vst1q_s8(to + 48, vreinterpretq_s8_s16(vzip2q_s16(high01, high23)));
+        }
+}
+
+NEON INLINE void neon_tile(const int rows, const tile_t *t) {
+    for (int64_t p = 0; p < t->panels; p++) {
+        int32_t *to = t->acc + p * PANEL;
+        const int8_t *b = t->pack + p * t->pack_panel;
+        int32x4_t acc[3][8];
+#pragma GCC unroll 3
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < 8; v++)
+                acc[r][v] = t->start ? vdupq_n_s32(t->start[r])
+                                     : vld1q_s32(to + r * t->acc_row + 4 * v);
+        for (int64_t q = 0; q < t->quads; q++, b += 128) {
+            int8x16_t x[3];
+#pragma GCC unroll 3
+            for (int r = 0; r < rows; r++) {
+                int32_t four;
+                memcpy(&four, t->x + r * t->x_row + 4 * q, 4);
+                x[r] = vreinterpretq_s8_s32(vdupq_n_s32(four));
+            }
+#pragma GCC unroll 8
+            for (int v = 0; v < 8; v++) {
+                const int8x16_t w = vld1q_s8(b + 16 * v);
+#pragma GCC unroll 3
+                for (int r = 0; r < rows; r++)
+                    acc[r][v] = vdotq_s32(acc[r][v], w, x[r]);
+            }
+        }
+#pragma GCC unroll 3
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < 8; v++)
+                vst1q_s32(to + r * t->acc_row + 4 * v, acc[r][v]);
+    }
+}
+
+NEON static void neon_packed(int rows, const tile_t *t) {
+    switch (rows) { ROWS_3(neon_tile, t) }
+}
+
+DIRECT_BY_PACKING(neon_direct, neon_pack, neon_packed, 128, 1, NEON)
+
+FINISH(neon_finish, NEON)
+
+static const path_t neon_path = {
+    "neon", 3, 0, 0, 128, NULL, neon_direct, neon_packed, neon_finish};
+
+#endif /* aarch64 */
 
 /* ------------------------------------------------------------------------ one thread's work */
 
@@ -264,27 +595,27 @@ typedef struct {
     const path_t *path;
     int64_t rows;        /* ends[e - 1]: rows from there on are never read */
     int64_t quads;       /* of a panel, the last one filled up with zeros */
-    int64_t task_panels; /* of a task */
-    int64_t pack_panels; /* packed at a time */
-    int64_t k_block;     /* k-rows that a run over panels takes at a time */
     int64_t tasks;
-    int in_place;        /* whole panels can be read where they are */
-    atomic_llong next, done;
+    int64_t task_panels; /* of a task */
+    int64_t pack_panels; /* of those, packed at a time */
+    int in_place;        /* panels can be read where they are */
+    int nz;              /* and are contiguous */
+    atomic_llong next;
     atomic_int failed;
 } job_t;
 
 typedef struct {
     const job_t *job;
     void *memory;
-    int8_t *pack;
-    int32_t *acc;
+    int8_t *pack;        /* pack_panels panels */
+    int32_t *acc;        /* a block of rows by a task's columns */
     int64_t acc_row;
-    int8_t *x;
-    int8_t *panel;      /* SCRATCH rows of a panel that had to be copied */
-    float *scale, *bias;
-    float **out;        /* each row's output row */
-    float *p, *logit;
-    int32_t *start;     /* each row's first accumulator value */
+    int8_t *x;           /* a block of rows, where x cannot be read in place */
+    int8_t *panel;       /* SCRATCH rows of a panel, where w cannot */
+    float *scale, *bias; /* a task's columns */
+    float **out;         /* and for each row, its output row, */
+    float *p, *logit;    /* its factors, */
+    int32_t *start;      /* and its accumulators' first value */
 } worker_t;
 
 static float load_float(int64_t address, int64_t i, int64_t bf16) {
@@ -299,8 +630,7 @@ static float load_float(int64_t address, int64_t i, int64_t bf16) {
 
 /* One allocation per thread and call; what it holds does not grow with e, n or (beyond 20 bytes
  * a row) m. */
-static int worker_open(worker_t *s, const job_t *job, int64_t *first_fit) {
-    (void)first_fit;
+static int worker_open(worker_t *s, const job_t *job) {
     const int64_t cols = job->task_panels * PANEL, quads = job->quads;
     const int64_t acc_row = cols + 16; /* off a power of two: rows do not share cache sets */
     int64_t sizes[] = {
@@ -353,8 +683,7 @@ static int worker_open(worker_t *s, const job_t *job, int64_t *first_fit) {
         if (job->path->flip) {
             const int8_t *x = (const int8_t *)c->x + r * c->x_row;
             if (c->x_col == 1)
-                for (int64_t i = 0; i < c->k; i++)
-                    sum += x[i];
+                sum = job->path->sum(x, c->k);
             else
                 for (int64_t i = 0; i < c->k; i++)
                     sum += x[i * c->x_col];
@@ -362,6 +691,11 @@ static int worker_open(worker_t *s, const job_t *job, int64_t *first_fit) {
         s->start[r] = (int32_t)((uint32_t)sum * (uint32_t)-job->path->flip);
     }
     return 0;
+}
+
+/* Where w[g, 0, col] is, col being a panel's first. */
+static const int8_t *panel_at(const call_t *c, int64_t g, int64_t col) {
+    return (const int8_t *)c->w + g * c->w_e + col / PANEL * c->w_n1;
 }
 
 /* Points t at a block of x's rows, copied if they are strided, ragged or wanted as int16. */
@@ -401,7 +735,7 @@ static void take_panel(const worker_t *s, int64_t g, int64_t col, int64_t from, 
     const call_t *c = s->job->c;
     const int64_t last = to < c->k ? to : c->k;
     const int64_t cols = c->n - col < PANEL ? c->n - col : PANEL;
-    const int8_t *w = (const int8_t *)c->w + g * c->w_e + col / PANEL * c->w_n1;
+    const int8_t *w = panel_at(c, g, col);
     memset(s->panel, 0, (size_t)((to - from) * PANEL));
     for (int64_t i = from; i < last; i++) {
         const int8_t *row = w + i / 16 * c->w_k1 + i % 16 * c->w_i;
@@ -411,44 +745,92 @@ static void take_panel(const worker_t *s, int64_t g, int64_t col, int64_t from, 
     }
 }
 
-/* A block of rows against panels [0, panels) from col on, straight from the weights. */
+/* The k-rows of ND that a run over the columns takes at a time: enough to make up for loading and
+ * storing the accumulators, few enough to be that many streams through memory. */
+static int64_t nd_rows(int rows, int store) {
+    return store ? 128 : rows > 4 ? 64 : rows > 2 ? 32 : 16;
+}
+
+/* A block of rows against panels from col on, straight from the weights. */
 static void direct_block(const worker_t *s, const tile_t *block, int rows, int64_t g, int64_t col,
                          int64_t panels, int store) {
     const job_t *job = s->job;
     const call_t *c = job->c;
     const path_t *path = job->path;
     const int x_bytes = path->widen ? 2 : 1;
-    const int64_t whole = c->k / 4 * 4;
-    for (int64_t k0 = 0; k0 < c->k; k0 += job->k_block) {
-        const int64_t k1 = k0 + job->k_block < c->k ? k0 + job->k_block : c->k;
-        for (int64_t p = 0; p < panels; p++) {
-            const int64_t pcol = col + p * PANEL;
-            int64_t at = k0;
-            tile_t t = *block;
+    const int64_t pack_panel = store ? job->quads * path->quad_bytes : 0;
+    /* So much is read where it is, and the rest through the scratch panel. */
+    const int64_t whole = job->in_place ? c->k / 4 * 4 : 0;
+    int64_t whole_panels = (c->n - col) / PANEL;
+    if (whole_panels > panels)
+        whole_panels = panels;
+    const int64_t k_step = job->nz ? c->k : nd_rows(rows, store);
+    /* ND is prefetched AHEAD columns on, and from the next k-rows where the columns end. */
+    enum { AHEAD = 1024 / PANEL };
+    const int64_t split = whole_panels > AHEAD ? whole_panels - AHEAD : 0;
+    tile_t t = *block;
+    t.pack_panel = pack_panel;
+    t.w_row = c->w_i;
+    t.w_panel = c->w_n1;
+    for (int64_t k0 = 0; k0 < whole; k0 += k_step) {
+        t.quads = (whole - k0 < k_step ? whole - k0 : k_step) / 4;
+        t.x = block->x + k0 * x_bytes;
+        t.start = k0 ? NULL : block->start;
+        for (int64_t p = 0; p < whole_panels; p += t.panels) {
             t.acc = s->acc + p * PANEL;
-            if (job->in_place && pcol + PANEL <= c->n) {
-                const int64_t to = k1 < whole ? k1 : whole;
-                t.w = (const int8_t *)c->w + g * c->w_e + pcol / PANEL * c->w_n1 + k0 * c->w_i;
-                t.w_row = c->w_i;
-                t.x = block->x + k0 * x_bytes;
-                t.pack = store ? s->pack + (p * job->quads + k0 / 4) * path->quad_bytes : NULL;
-                t.quads = (to - k0) / 4;
-                if (t.quads > 0)
-                    path->direct(rows, &t);
-                at = to;
+            t.w = panel_at(c, g, col + p * PANEL) + k0 * c->w_i;
+            t.pack = store ? s->pack + p * pack_panel + k0 / 4 * path->quad_bytes : NULL;
+            if (job->nz) {
+                t.panels = whole_panels;
+            } else if (p < split) {
+                t.panels = split - p;
+                t.next = t.w + (whole_panels - split) * PANEL;
+            } else {
+                t.panels = whole_panels - p;
+                t.next = t.w - split * PANEL + k_step * c->w_i;
             }
-            for (; at < k1; at += SCRATCH) {
-                const int64_t to = at + SCRATCH < k1 ? at + SCRATCH : k1;
-                t.quads = (to - at + 3) / 4;
-                take_panel(s, g, pcol, at, at + 4 * t.quads);
-                t.w = s->panel;
-                t.w_row = PANEL;
-                t.x = block->x + at * x_bytes;
-                t.pack = store ? s->pack + (p * job->quads + at / 4) * path->quad_bytes : NULL;
-                path->direct(rows, &t);
-            }
+            path->direct(rows, &t);
         }
     }
+    t.w = s->panel;
+    t.w_row = PANEL;
+    t.panels = 1;
+    for (int64_t p = 0; p < panels; p++) {
+        t.acc = s->acc + p * PANEL;
+        for (int64_t at = p < whole_panels ? whole : 0; at < c->k; at += SCRATCH) {
+            t.quads = (at + SCRATCH < c->k ? SCRATCH : c->k - at + 3) / 4;
+            take_panel(s, g, col + p * PANEL, at, at + 4 * t.quads);
+            t.x = block->x + at * x_bytes;
+            t.start = at ? NULL : block->start;
+            t.pack = store ? s->pack + p * pack_panel + at / 4 * path->quad_bytes : NULL;
+            path->direct(rows, &t);
+        }
+    }
+}
+
+/* The other blocks of rows, from the packed panels; they ask for the weights that come next. */
+static void packed_block(const worker_t *s, const tile_t *block, int rows, int64_t panels,
+                         int64_t b, const int8_t *next) {
+    const job_t *job = s->job;
+    const call_t *c = job->c;
+    tile_t t = *block;
+    t.acc = s->acc;
+    t.pack = s->pack;
+    t.pack_panel = job->quads * job->path->quad_bytes;
+    t.panels = panels;
+    t.quads = job->quads;
+    if (b <= 2 && job->in_place) {
+        /* A quad of a panel is two lines: the first block asks for one, the second for the
+         * other. In ND neighbouring panels share lines, and the kernel moves on odd ones. */
+        t.next = next + (b == 1 ? 0 : job->nz ? 64 : c->w_i);
+        t.next_step = 4 * c->w_i;
+        t.w_row = c->w_i;
+        t.w_panel = c->w_n1;
+    } else {
+        t.next = s->pack;
+        t.next_step = t.w_row = t.w_panel = 0;
+    }
+    job->path->packed(rows, &t);
 }
 
 static void run_group(const worker_t *s, int64_t g, int64_t row0, int64_t rows, int64_t col0,
@@ -456,6 +838,7 @@ static void run_group(const worker_t *s, int64_t g, int64_t row0, int64_t rows, 
     const job_t *job = s->job;
     const call_t *c = job->c;
     const path_t *path = job->path;
+    const int64_t *ends = (const int64_t *)c->ends;
     for (int64_t j = 0; j < cols; j++)
         s->scale[j] = load_float(c->scale, g * c->scale_e + (col0 + j) * c->scale_n, c->scale_bf16);
     if (c->bias)
@@ -465,31 +848,32 @@ static void run_group(const worker_t *s, int64_t g, int64_t row0, int64_t rows, 
     const int64_t blocks = (rows + path->rows - 1) / path->rows;
     const int store = blocks > 1 && path->quad_bytes;
     const int64_t step = (store ? job->pack_panels : job->task_panels) * PANEL;
+    int64_t next_g = g + 1;
+    while (next_g < c->e && ends[next_g] == ends[g])
+        next_g++;
     for (int64_t off = 0; off < cols; off += step) {
         const int64_t width = cols - off < step ? cols - off : step;
         const int64_t panels = (width + PANEL - 1) / PANEL;
+        const int8_t *next = off + step < cols ? panel_at(c, g, col0 + off + step)
+                             : next_g < c->e   ? panel_at(c, next_g, col0)
+                                               : panel_at(c, 0, col0 + cols);
         for (int64_t b = 0; b < blocks; b++) {
             /* Blocks as even as can be: a block of one row would read a panel for little work. */
             const int64_t from = row0 + rows * b / blocks, to = row0 + rows * (b + 1) / blocks;
             const int block = (int)(to - from);
-            tile_t t = {.acc_row = s->acc_row};
+            tile_t t = {.acc_row = s->acc_row, .start = s->start + from};
             take_x(s, &t, from, block);
-            for (int r = 0; r < block; r++)
-                for (int64_t j = 0; j < panels * PANEL; j++)
-                    s->acc[r * s->acc_row + j] = s->start[from + r];
-            if (b == 0 || !store) {
-                direct_block(s, &t, block, g, col0 + off, panels, store);
-            } else {
-                for (int64_t p = 0; p < panels; p++) {
-                    t.acc = s->acc + p * PANEL;
-                    t.pack = s->pack + p * job->quads * path->quad_bytes;
-                    t.quads = job->quads;
-                    path->packed(block, &t);
-                }
-            }
             float *out[MAX_ROWS];
-            for (int r = 0; r < block; r++)
+            for (int r = 0; r < block; r++) {
                 out[r] = s->out[from + r] + col0 + off;
+                if (store) /* a large output is far away: have it near when it is wanted */
+                    for (int64_t j = 0; j < width; j += 16)
+                        __builtin_prefetch(out[r] + j, 1, 2);
+            }
+            if (b && store)
+                packed_block(s, &t, block, panels, b, next);
+            else
+                direct_block(s, &t, block, g, col0 + off, panels, store);
             path->finish(out, s->acc, s->acc_row, block, width, s->scale + off,
                          c->bias ? s->bias + off : NULL, s->p + from, s->logit + from);
         }
@@ -503,7 +887,7 @@ static void work(job_t *job) {
         const int64_t task = atomic_fetch_add(&job->next, 1);
         if (task >= job->tasks)
             break;
-        if (!s.memory && worker_open(&s, job, NULL)) {
+        if (!s.memory && worker_open(&s, job)) {
             atomic_store(&job->failed, 1);
             break;
         }
@@ -558,10 +942,13 @@ static void pool_forked(void) {
     pool_size = pool_wanted = pool_busy = 0;
 }
 
+static void pool_watch_fork(void) {
+    pthread_atfork(NULL, NULL, pool_forked);
+}
+
 static void pool_grow(int size) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    extern void pool_at_fork(void);
-    pthread_once(&once, pool_at_fork);
+    pthread_once(&once, pool_watch_fork);
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals stay with the program's threads */
@@ -573,10 +960,6 @@ static void pool_grow(int size) {
         pool_size++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-void pool_at_fork(void) {
-    pthread_atfork(NULL, NULL, pool_forked);
 }
 
 static void run_job(job_t *job, int64_t threads) {
@@ -604,13 +987,15 @@ static void run_job(job_t *job, int64_t threads) {
 
 /* ----------------------------------------------------------------------------- the library */
 
-EXPORT int64_t grouped_matmul_call_bytes(void) {
-    return sizeof(call_t);
-}
-
 static const path_t *const paths[] = {
 #if defined(__x86_64__)
     &avx512_path,
+#if HAVE_AVXVNNI
+    &avxvnni_path,
+#endif
+    &avx2_path,
+#elif defined(__aarch64__)
+    &neon_path,
 #endif
     &c_path,
 };
@@ -618,29 +1003,70 @@ static const path_t *const paths[] = {
 enum { PATHS = sizeof paths / sizeof paths[0] };
 
 #if defined(__x86_64__)
-static uint64_t os_state(void) {
+
+/* What the processor says it has and the system keeps the registers of: bits of one word. */
+enum { HAS_AVX2 = 1, HAS_AVXVNNI = 2, HAS_AVX512VNNI = 4 };
+
+static int processor(void) {
+    unsigned a, b, c, d, has = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (1u << 27 | 1u << 28)) != (1u << 27 | 1u << 28))
+        return 0; /* no XGETBV to ask, or no AVX */
     uint32_t low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (uint64_t)high << 32 | low;
+    const int ymm = (low & 0x06) == 0x06, zmm = (low & 0xe6) == 0xe6;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
+        return 0;
+    const unsigned leaves = a, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F DQ BW VL */
+    if (ymm && (b & 1u << 5))
+        has |= HAS_AVX2;
+    if (zmm && (b & avx512) == avx512 && (c & 1u << 11))
+        has |= HAS_AVX512VNNI;
+    if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (has & HAS_AVX2) && (a & 1u << 4))
+        has |= HAS_AVXVNNI;
+    return (int)has;
 }
-#endif
 
 static int can_run(const path_t *path) {
-#if defined(__x86_64__)
-    if (path != &c_path) {
-        unsigned a, b, c, d, c1;
-        if (!__get_cpuid(1, &a, &b, &c1, &d) || !(c1 & bit_OSXSAVE) || !(c1 & bit_AVX))
-            return 0;
-        const uint64_t state = os_state();
-        if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
-            return 0;
-        if (path == &avx512_path) {
-            const unsigned want = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
-            return (state & 0xe6) == 0xe6 && (b & want) == want && (c & bit_AVX512VNNI);
-        }
-    }
+    const int has = processor();
+#if HAVE_AVXVNNI
+    if (path == &avxvnni_path)
+#if defined(NPU_LOWERING_AVXVNNI_AS_AVX512)
+        return (has & HAS_AVX512VNNI) != 0;
+#else
+        return (has & HAS_AVXVNNI) != 0;
 #endif
+#endif
+    return path == &c_path || (path == &avx2_path && (has & HAS_AVX2)) ||
+           (path == &avx512_path && (has & HAS_AVX512VNNI));
+}
+
+#elif defined(__aarch64__)
+
+static int can_run(const path_t *path) {
+#if defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof has;
+    if (sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, NULL, 0))
+        has = 0;
+#elif defined(__linux__)
+    const int has = (getauxval(AT_HWCAP) & 1ul << 20) != 0; /* HWCAP_ASIMDDP */
+#else
+    const int has = 0;
+#endif
+    return path == &c_path || has;
+}
+
+#else
+
+static int can_run(const path_t *path) {
     return path == &c_path;
+}
+
+#endif
+
+/* The size of call_t: the caller compares it with its own. */
+EXPORT int64_t grouped_matmul_call_bytes(void) {
+    return sizeof(call_t);
 }
 
 /* The name of the i-th path of this build, best first; null past the last. */
@@ -648,42 +1074,48 @@ EXPORT const char *grouped_matmul_path_name(int64_t i) {
     return i >= 0 && i < PATHS ? paths[i]->name : NULL;
 }
 
+/* Whether this processor can run the i-th path. */
 EXPORT int grouped_matmul_path_runs(int64_t i) {
     return i >= 0 && i < PATHS && can_run(paths[i]);
 }
 
-static int64_t tune(const char *name, int64_t value) {
-    const char *text = getenv(name);
-    return text ? atoll(text) : value;
+static int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
 }
 
-/* Adds every row's contribution to out. Returns 0, or -1 if memory ran out. */
-EXPORT int grouped_matmul_combine(const call_t *c, int64_t path_index) {
-    const path_t *path = paths[path_index];
+/* Adds every row's contribution to out, by the given path, which the processor must have.
+ * Returns 0, or -1 if memory ran out. */
+EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
+    enum {
+        PACK_BYTES = 256 << 10,  /* of packed panels: half of a small L2 */
+        NZ_PANELS = 8,           /* of a task */
+        ND_PANELS = 128,         /* the same, if no group is packed: whole pages of each row */
+        ND_PACKED_PANELS = 56,   /* and if one is: the output's columns are to stay in L3 */
+        SMALL = 1 << 20,         /* multiplications that are done before another thread wakes */
+    };
     const int64_t *ends = (const int64_t *)c->ends;
-    job_t job = {.c = c, .path = path, .rows = ends[c->e - 1], .quads = (c->k + 3) / 4};
-    if (job.rows == 0 || c->n == 0)
+    job_t job = {.c = c, .path = paths[path], .rows = ends[c->e - 1], .quads = (c->k + 3) / 4};
+    if (job.rows == 0)
         return 0;
-    const int64_t panels = (c->n + PANEL - 1) / PANEL;
-    int64_t threads = c->threads;
     int64_t most = 0, from = 0;
-    for (int64_t g = 0; g < c->e; g++) {
-        most = ends[g] - from > most ? ends[g] - from : most;
-        from = ends[g];
-    }
-    const int store = path->quad_bytes && most > path->rows;
-    const int nz = c->w_i == PANEL;
+    for (int64_t g = 0; g < c->e; from = ends[g++])
+        if (ends[g] - from > most)
+            most = ends[g] - from;
+    const int store = job.path->quad_bytes && most > job.path->rows;
     job.in_place = c->w_j == 1 && (c->w_k1 == 16 * c->w_i || c->k <= 16);
-    int64_t fit = (tune("T_PACK", 256) << 10) / (job.quads * 128);
-    fit = fit < 1 ? 1 : fit > panels ? panels : fit;
-    job.task_panels = tune("T_TASK", 8);
-    if (job.task_panels > panels) job.task_panels = panels;
-    job.pack_panels = store ? fit : 0;
-    if (job.pack_panels > job.task_panels) job.pack_panels = job.task_panels;
-    job.k_block = nz ? (c->k + SCRATCH - 1) / SCRATCH * SCRATCH : tune("T_KB", 128);
+    job.nz = job.in_place && c->w_i == PANEL;
+
+    /* Tasks of the width that suits the layout, evened out over the threads. */
+    const int64_t panels = (c->n + PANEL - 1) / PANEL;
+    const int64_t threads = job.rows * c->k * c->n < SMALL ? 1 : least(c->threads, panels);
+    const int64_t suits = job.nz ? NZ_PANELS : store ? ND_PACKED_PANELS : ND_PANELS;
+    const int64_t each = (panels + threads * suits - 1) / (threads * suits);
+    job.task_panels = (panels + threads * each - 1) / (threads * each);
     job.tasks = (panels + job.task_panels - 1) / job.task_panels;
-    if (job.rows * c->k * c->n < (1 << 20))
-        threads = 1;
+    if (store) {
+        const int64_t fit = PACK_BYTES / (job.quads * job.path->quad_bytes);
+        job.pack_panels = least(fit > 0 ? fit : 1, job.task_panels);
+    }
     run_job(&job, threads);
     return atomic_load(&job.failed) ? -1 : 0;
 }
