@@ -1,9 +1,10 @@
 """The eager CPU kernel: exact, deterministic, in bounded memory.
 
-Groups are walked one after the other, each in blocks of rows that are multiplied, dequantised and
-added to the result before the next is touched, so neither ``(m, n)`` nor a second copy of the
-weights ever exists. Each block adds its rows in ascending order, which makes the order of adds that
-of a sequential loop, whatever the number of threads.
+The compiled kernel does the work where there is one (:mod:`npu_lowering.native`). Elsewhere groups
+are walked one after the other, each in blocks of rows that are multiplied, dequantised and added to
+the result before the next is touched. Either way neither ``(m, n)`` nor a second copy of the
+weights ever exists, and rows are added in ascending order, which makes the order of adds that of a
+sequential loop, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from npu_lowering import fractal_nz
+from npu_lowering import fractal_nz, native
 from npu_lowering.checks import Problem, check_values
 
 # Elements of one block of accumulators; 4 bytes each, and two such blocks are alive at a time.
@@ -33,15 +34,33 @@ def run(problem: Problem) -> Tensor:
     Raises:
         ValueError, IndexError: as :func:`npu_lowering.checks.check_values`.
         OverflowError: k >= 131072 and a sum of products leaves int32.
+        ValueError, RuntimeError: the variable NPU_LOWERING_KERNEL asks for what is not there.
     """
     ends = check_values(problem)
     out = _initial(problem)
+    if problem.k < _OVERFLOW_K and native.available():
+        native.grouped_matmul_combine(
+            out,
+            problem.x,
+            problem.w,
+            ends,
+            problem.scale,
+            problem.bias,
+            problem.pertoken_scale,
+            problem.logit,
+            problem.row_index,
+        )
+    else:
+        _add_groups(out, problem, ends)
+    return out
+
+
+def _add_groups(out: Tensor, problem: Problem, ends: list[int]) -> None:
     start = 0
     for g, end in enumerate(ends):
         for columns, w in _weight_blocks(problem, g) if end > start else ():
             _add_group(out[:, columns], problem, g, start, end, columns, w)
         start = end
-    return out
 
 
 def _initial(problem: Problem) -> Tensor:

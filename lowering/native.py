@@ -55,7 +55,7 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _kernel() -> _Kernel | None:
     """Chooses the best path that this processor runs, or the one that the variable names.
 

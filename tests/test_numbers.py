@@ -7,7 +7,7 @@ from compare import assert_same
 from oracle import oracle
 
 import npu_lowering
-from npu_lowering import cpu
+from npu_lowering import cpu, native
 
 ALL = {**CASES, **FULL_SIZE}
 
@@ -23,9 +23,18 @@ def test_eager_and_decomposition_equal_the_oracle(name, op):
     assert_same(npu_lowering.decompositions()[op.default](**case), expected)
 
 
+@pytest.fixture
+def no_compiled_kernel(monkeypatch):
+    """As where no compiler built one."""
+    monkeypatch.setattr(native, "available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_compiled_kernel")
+@pytest.mark.parametrize("exact", [True, False], ids=["int_mm", "float32_mm"])
 @pytest.mark.parametrize("name", CASES)
-def test_equal_without_an_integer_matmul(name, op, monkeypatch):
-    monkeypatch.setattr(cpu, "_int_mm_is_exact", lambda: False)
+def test_equal_without_the_compiled_kernel(name, exact, op, monkeypatch):
+    if not exact:
+        monkeypatch.setattr(cpu, "_int_mm_is_exact", lambda: False)
     case = CASES[name]()
     assert_same(op(**case), oracle(**case))
 
@@ -40,7 +49,10 @@ def test_a_float32_matmul_is_not_exact():
     assert torch.equal(cpu._matmul(case["x"], case["w"][0]).long(), exact)
 
 
-def test_any_number_of_threads_gives_the_same_bits(op):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_any_number_of_threads_gives_the_same_bits(op, monkeypatch, compiled):
+    if not compiled:
+        monkeypatch.setattr(native, "available", lambda: False)
     case = call(m=512, k=256, n=512, counts=(200, 0, 12, 300), output_bs=40)
     threads = torch.get_num_threads()
     results = []
@@ -54,6 +66,7 @@ def test_any_number_of_threads_gives_the_same_bits(op):
         assert_same(result, oracle(**case))
 
 
+@pytest.mark.usefixtures("no_compiled_kernel")
 @pytest.mark.parametrize("name", ["both", "fractal_nz_padded", "bias_bfloat16", "experts_256"])
 def test_small_blocks_give_the_same_bits(name, op, monkeypatch):
     """Rows and panels cut into many blocks, as large problems are."""
@@ -116,4 +129,5 @@ over = (peak - before - out.numel() * 4) / 2**20
 print(f"{{over:.0f}} MiB over inputs and result")
 assert 0 < over < 256, over
 """
-    print(run_python(program))
+    for kernel in ("auto", "torch"):
+        print(kernel, run_python(program, env={"NPU_LOWERING_KERNEL": kernel}))
