@@ -31,7 +31,7 @@ class _Kernel(NamedTuple):
     """A loaded library and the path chosen in it."""
 
     combine: ctypes._NamedFuncPointer
-    index: int
+    number: int
     name: str
 
 
@@ -73,7 +73,7 @@ def _kernel() -> _Kernel | None:
         if wanted == "auto":
             return None
         raise RuntimeError(f"{VARIABLE}={wanted}, but no compiled kernel is installed")
-    names = []
+    names: list[str] = []
     while (name := library.grouped_matmul_path_name(len(names))) is not None:
         names.append(name.decode())
     runs = [name for i, name in enumerate(names) if library.grouped_matmul_path_runs(i)]
@@ -163,7 +163,7 @@ def grouped_matmul_combine(
         row_index.dtype is torch.int64,
         torch.get_num_threads(),
     )
-    if kernel.combine(call, kernel.index):
+    if kernel.combine(call, kernel.number):
         raise MemoryError("no memory for the workspace of grouped_matmul_combine")
 
 
