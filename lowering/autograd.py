@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from npu_lowering import schema
 from npu_lowering.checks import Problem, Size, check, is_symbolic
+from npu_lowering.decomposition import totals
 
 Op = Callable[..., Tensor]
 
@@ -117,9 +117,7 @@ def backward(op: Op, problem: Problem, grad_output: Tensor, wanted: set[str]) ->
         grads["shared_input"] = rows * problem.shared_input_weight
     if not wanted - {"shared_input"}:
         return grads
-    ends = problem.group_list
-    if problem.group_list_type == schema.COUNTS:
-        ends = ends.cumsum(0)
+    ends = totals(problem)
     parts = [
         _backward_rows(op, problem, ends, grad_output, rows, wanted) for rows in _pieces(problem.m)
     ]

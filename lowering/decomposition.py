@@ -18,9 +18,7 @@ _EXACT_K = 1 << 10
 
 def run(problem: Problem) -> Tensor:
     """Compute a checked call with standard torch ops, on real, fake or proxy tensors."""
-    ends = problem.group_list
-    if problem.group_list_type == schema.COUNTS:
-        ends = ends.cumsum(0)
+    ends = totals(problem)
     row = torch.arange(problem.m, device=problem.x.device)
     # Tail rows may hold anything, in any tensor: they are computed on and then masked away.
     counts = row < ends[-1]
@@ -39,6 +37,13 @@ def run(problem: Problem) -> Tensor:
     y = torch.where(counts.unsqueeze(1), y, -0.0)
     row_index = torch.where(counts, problem.row_index, 0)
     return _initial(problem).index_add(0, row_index, y)
+
+
+def totals(problem: Problem) -> Tensor:
+    """Where each group ends; contiguous, as searchsorted wants it."""
+    if problem.group_list_type == schema.COUNTS:
+        return problem.group_list.cumsum(0)
+    return problem.group_list.contiguous()
 
 
 def _grouped_matmul(problem: Problem, ends: Tensor, group: Tensor) -> Tensor:

@@ -8,6 +8,15 @@ import sys
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# Deterministic in the suite; the long profile looks elsewhere at each run.
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile(
+    "quick", max_examples=60, deadline=None, derandomize=True, suppress_health_check=SLOW
+)
+settings.register_profile("long", max_examples=5000, deadline=None, suppress_health_check=SLOW)
+settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items):

@@ -26,7 +26,7 @@ ARROWS = {
     "decomposition": {"checks", "fractal_nz", "schema"},
     "format_cast": {"schema"},
     "ops": {"schema"},
-    "autograd": {"checks", "schema"},
+    "autograd": {"checks", "decomposition"},
     "register": {
         "environment",
         "schema",
