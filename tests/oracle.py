@@ -43,7 +43,8 @@ def oracle(
     for g in range(e):
         value = int(group_list[g])
         end = value if group_list_type == 0 else start + value
-        acc = x[start:end].double() @ w[g].double()
+        # By way of integers: a float64 product of -1 and 0 is -0.0.
+        acc = (x[start:end].double() @ w[g].double()).to(torch.int64)
         for r in range(start, end):
             t = acc[r - start].to(compute) * scale[g].to(compute)
             if pertoken_scale is not None and logit is not None:
