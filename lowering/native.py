@@ -13,6 +13,7 @@ import importlib.util
 import os
 import struct
 from array import array
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -48,11 +49,23 @@ def _library() -> ctypes.CDLL | None:
     library.grouped_matmul_path_name.argtypes = [ctypes.c_int64]
     library.grouped_matmul_path_name.restype = ctypes.c_char_p
     library.grouped_matmul_path_runs.argtypes = [ctypes.c_int64]
+    library.grouped_matmul_use_threads.argtypes = [ctypes.c_void_p]
+    library.grouped_matmul_use_threads.restype = None
     library.grouped_matmul_combine.argtypes = [ctypes.c_char_p, ctypes.c_int64]
     library.grouped_matmul_combine.restype = ctypes.c_int
     if library.grouped_matmul_call_bytes() != _CALL.size:
         raise ImportError(f"{file} is of another version of npu_lowering: build it again")
     return library
+
+
+def _torch_threads() -> ctypes.c_void_p | None:
+    """GOMP_parallel of the OpenMP runtime that torch itself uses, or None where it has none."""
+    file = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if not file.exists():
+        return None
+    # A symbol is looked up in the library and then in what it depends on.
+    function = getattr(ctypes.CDLL(str(file)), "GOMP_parallel", None)
+    return None if function is None else ctypes.cast(function, ctypes.c_void_p)
 
 
 @functools.cache
@@ -82,6 +95,7 @@ def _kernel() -> _Kernel | None:
     if wanted not in runs:
         lacking = "processor" if wanted in names else "build"
         raise RuntimeError(f"{VARIABLE}={wanted}, which this {lacking} lacks; it has {runs}")
+    library.grouped_matmul_use_threads(_torch_threads())
     return _Kernel(library.grouped_matmul_combine, names.index(wanted), wanted)
 
 

@@ -906,7 +906,20 @@ static void work(job_t *job) {
 
 /* ------------------------------------------------------------------------------- threads */
 
-/* Threads that wait for jobs. One job at a time has them; a second caller meanwhile works alone. */
+static void work_on(void *job) {
+    work(job);
+}
+
+/*
+ * Threads come from the OpenMP runtime that torch has loaded, where its entry point is known:
+ * after a parallel operation that runtime's threads spin for some milliseconds, waiting for the
+ * next one, and any other thread would have to fight them for the processors.
+ */
+typedef void (*parallel_t)(void (*)(void *), void *, unsigned threads, unsigned flags);
+static _Atomic(parallel_t) parallel;
+
+/* Elsewhere, and in a forked child, where OpenMP's threads are gone without its knowing it, they
+ * are a pool of our own. One job at a time has them; a second caller meanwhile works alone. */
 static pthread_mutex_t pool_user = PTHREAD_MUTEX_INITIALIZER; /* held by the caller they serve */
 static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
 static pthread_cond_t pool_wake = PTHREAD_COND_INITIALIZER;
@@ -932,7 +945,7 @@ static void *pool_thread(void *unused) {
     return NULL;
 }
 
-/* A child has none of its parent's threads, and whatever state they left behind. */
+/* A child has none of its parent's threads, and the locks as they happened to be. */
 static void pool_forked(void) {
     pthread_mutex_init(&pool_user, NULL);
     pthread_mutex_init(&pool_lock, NULL);
@@ -940,15 +953,16 @@ static void pool_forked(void) {
     pthread_cond_init(&pool_idle, NULL);
     pool_job = NULL;
     pool_size = pool_wanted = pool_busy = 0;
+    parallel = NULL;
 }
 
-static void pool_watch_fork(void) {
+static void watch_fork(void) {
     pthread_atfork(NULL, NULL, pool_forked);
 }
 
-static void pool_grow(int size) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, pool_watch_fork);
+static pthread_once_t watching_fork = PTHREAD_ONCE_INIT;
+
+static void pool_grow(int64_t size) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals stay with the program's threads */
@@ -963,15 +977,18 @@ static void pool_grow(int size) {
 }
 
 static void run_job(job_t *job, int64_t threads) {
-    if (threads > job->tasks)
-        threads = job->tasks;
+    pthread_once(&watching_fork, watch_fork);
+    const parallel_t run = threads > 1 ? parallel : NULL;
+    if (run) {
+        run(work_on, job, (unsigned)threads, 0);
+        return;
+    }
     if (threads < 2 || pthread_mutex_trylock(&pool_user)) {
         work(job);
         return;
     }
     pthread_mutex_lock(&pool_lock);
-    if (pool_size < threads - 1)
-        pool_grow((int)threads - 1);
+    pool_grow(threads - 1);
     pool_job = job;
     pool_wanted = (int)threads - 1;
     pthread_cond_broadcast(&pool_wake);
@@ -1079,6 +1096,13 @@ EXPORT int grouped_matmul_path_runs(int64_t i) {
     return i >= 0 && i < PATHS && can_run(paths[i]);
 }
 
+/* Takes threads from here on from GOMP_parallel at that address; from our pool if it is null. */
+EXPORT void grouped_matmul_use_threads(void *gomp_parallel) {
+    parallel_t run;
+    memcpy(&run, &gomp_parallel, sizeof run);
+    parallel = run;
+}
+
 static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -1107,7 +1131,7 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
 
     /* Tasks of the width that suits the layout, evened out over the threads. */
     const int64_t panels = (c->n + PANEL - 1) / PANEL;
-    const int64_t threads = job.rows * c->k * c->n < SMALL ? 1 : least(c->threads, panels);
+    const int64_t threads = job.rows * c->k * c->n < SMALL ? 1 : c->threads;
     const int64_t suits = job.nz ? NZ_PANELS : store ? ND_PACKED_PANELS : ND_PANELS;
     const int64_t each = (panels + threads * suits - 1) / (threads * suits);
     job.task_panels = (panels + threads * each - 1) / (threads * each);
