@@ -7,10 +7,12 @@ from npu_lowering.register import decompositions  # isort: skip -- has to come b
 from npu_lowering.checks import device_limits
 from npu_lowering.fractal_nz import from_fractal_nz, to_fractal_nz
 from npu_lowering.ops import npu_format_cast, npu_grouped_matmul_finalize_routing
+from npu_lowering.routing import Routing, routing
 from npu_lowering.status import Status, status
 from npu_lowering.version import __version__
 
 __all__ = [
+    "Routing",
     "Status",
     "__version__",
     "decompositions",
@@ -18,6 +20,7 @@ __all__ = [
     "from_fractal_nz",
     "npu_format_cast",
     "npu_grouped_matmul_finalize_routing",
+    "routing",
     "status",
     "to_fractal_nz",
 ]

@@ -27,6 +27,7 @@ ARROWS = {
     "format_cast": {"schema"},
     "ops": {"schema"},
     "autograd": {"checks", "decomposition"},
+    "routing": {"schema"},
     "register": {
         "environment",
         "schema",
