@@ -5,6 +5,7 @@ Importing this package registers the operator with PyTorch; :func:`status` tells
 
 from npu_lowering.register import decompositions  # isort: skip -- has to come before torch does
 from npu_lowering.checks import device_limits
+from npu_lowering.compare import Comparison, compare
 from npu_lowering.fractal_nz import from_fractal_nz, to_fractal_nz
 from npu_lowering.ops import npu_format_cast, npu_grouped_matmul_finalize_routing
 from npu_lowering.routing import Routing, routing
@@ -12,9 +13,11 @@ from npu_lowering.status import Status, status
 from npu_lowering.version import __version__
 
 __all__ = [
+    "Comparison",
     "Routing",
     "Status",
     "__version__",
+    "compare",
     "decompositions",
     "device_limits",
     "from_fractal_nz",

@@ -28,6 +28,9 @@ ARROWS = {
     "ops": {"schema"},
     "autograd": {"checks", "decomposition"},
     "routing": {"schema"},
+    "terms": {"checks", "fractal_nz", "ops"},
+    "causes": {"fractal_nz", "schema", "terms"},
+    "compare": {"causes", "checks", "terms"},
     "register": {
         "environment",
         "schema",
