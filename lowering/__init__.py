@@ -1,6 +1,9 @@
 """npu_grouped_matmul_finalize_routing on any machine.
 
 Importing this package registers the operator with PyTorch; :func:`status` tells what that came to.
+
+PYTEST_DONT_REWRITE: since a plugin of pytest comes with it, pytest would warn where this package
+was imported before pytest started.
 """
 
 from npu_lowering.register import decompositions  # isort: skip -- has to come before torch does

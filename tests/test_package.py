@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import importlib.util
 import inspect
 import pkgutil
 from pathlib import Path
@@ -82,7 +83,9 @@ def test_the_installed_package_is_whole():
     """The package list in pyproject.toml is explicit, so a forgotten folder shows here only."""
     found = {name for _, name, _ in pkgutil.walk_packages([str(ROOT)], "npu_lowering.")}
     assert {"npu_lowering.converters", "npu_lowering.offdevice"} <= found
+    plugin = Path(importlib.util.find_spec("npu_lowering_pytest").origin).parent
     assert (ROOT / "py.typed").is_file()
+    assert (plugin / "py.typed").is_file()
     assert importlib.metadata.version("npu-lowering") == npu_lowering.__version__
 
 

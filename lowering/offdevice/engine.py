@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from npu_lowering.offdevice import device_rules, ge_ops, graph
+from npu_lowering.offdevice import device_rules, ge_ops, graph, lowered
 from npu_lowering.offdevice.graph import DATA_TYPES, Graph, GraphError, Node, Source, TensorInfo
 from npu_lowering.offdevice.kernel_call import Call
 
@@ -177,7 +177,7 @@ class TorchNpuGraphBase:
         """
         if self._graph is None:
             raise GraphError(f"graph {self._name!r} was not loaded")
-        graph.remember(self._graph)
+        lowered.remember(self._graph)
         self._program = Program(self._graph)
 
     def auto_tune(self, call: tuple[Any, Any]) -> None:

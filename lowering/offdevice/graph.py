@@ -393,25 +393,3 @@ def _by_index(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     if indices != list(range(len(data))):
         raise GraphError(f"the Data nodes must have the indices 0, 1, 2, ...; they have {indices}")
     return tuple(data)
-
-
-_last: list[Graph] = []
-
-
-def remember(graph: Graph) -> None:
-    """Make a graph the one ``last_graph`` gives."""
-    _last[:] = [graph]
-
-
-def last_graph() -> Graph:
-    """The graph compiled last in this process.
-
-    Raises:
-        GraphError: None was yet.
-    """
-    if not _last:
-        raise GraphError(
-            "no graph was compiled in this process yet: call a model compiled with "
-            "torchair.get_npu_backend() once, after npu_lowering.offdevice.install()"
-        )
-    return _last[0]

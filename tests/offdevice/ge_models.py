@@ -35,7 +35,7 @@ def lower(torchair, function, args, *, dynamic=False):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchAIR's and Dynamo's own, of deprecated torch
         result = torch.compile(function, backend=backend, dynamic=dynamic)(*args)
-    return result, graph.last_graph()
+    return result, offdevice.last_graph()
 
 
 class Model:

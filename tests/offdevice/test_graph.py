@@ -4,7 +4,7 @@ import ge_models
 import pytest
 import torch
 
-from npu_lowering.offdevice import graph
+from npu_lowering.offdevice import graph, lowered
 from npu_lowering.offdevice.graph import GraphError, Source
 
 X = torch.arange(6.0).reshape(2, 3)
@@ -155,9 +155,21 @@ def test_dtypes_of_attributes_are_counted_as_ge_counts():
 
 
 def test_the_last_graph(torchair, monkeypatch):
-    monkeypatch.setattr(graph, "_last", [])
+    monkeypatch.setattr(lowered, "_last", [])
     with pytest.raises(GraphError, match="no graph was compiled in this process yet"):
-        graph.last_graph()
+        lowered.last_graph()
     ge_models.lower(torchair, lambda x: x + 1, (X,))
-    assert [node.type for node in graph.last_graph().nodes][-2:] == ["Add", "NetOutput"]
-    assert "Add = Add(x1=arg0_1:0, x2=Const:0) -> float32[2, 3]" in str(graph.last_graph())
+    assert [node.type for node in lowered.last_graph().nodes][-2:] == ["Add", "NetOutput"]
+    assert "Add = Add(x1=arg0_1:0, x2=Const:0) -> float32[2, 3]" in str(lowered.last_graph())
+
+
+def test_a_recording_keeps_what_is_lowered_while_it_is_open(torchair):
+    with lowered.recording() as outer:
+        with pytest.raises(GraphError, match="no graph was lowered here yet"):
+            outer()
+        ge_models.lower(torchair, lambda x: x + 1, (X,))
+        with lowered.recording() as inner:
+            ge_models.lower(torchair, lambda x: x * 2, (X,))
+        assert inner.graphs == outer.graphs[1:] == [outer()]
+    ge_models.lower(torchair, lambda x: x - 1, (X,))
+    assert len(outer.graphs) == 2
