@@ -19,6 +19,11 @@ settings.register_profile("long", max_examples=5000, deadline=None, suppress_hea
 settings.load_profile("quick")
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: more threads would only compete
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items):
     """Tests that bring torch_npu into the process come last: nothing can take it out again."""
     items.sort(key=lambda item: "torchair" in item.fixturenames)

@@ -59,9 +59,13 @@ def test_opcheck(name, op):
 
 
 @needs_opcheck
-@pytest.mark.parametrize("name", [name for name in CASES if "infinite" not in name])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in CASES if name.startswith(("both", "bias", "fractal", "totals", "neither"))]
+    + ["logit_alone", "pertoken_scale_2d", "tail_of_garbage", "strided", "every_group_empty"],
+)
 def test_opcheck_of_training(name, op):
-    """Where the gradients are numbers: opcheck does not take a NaN for equal to itself."""
+    """With each set of inputs that a gradient flows to, and each form of what it does not."""
     case = with_grad(CASES[name]())
     args = tuple(case.pop(name) for name in ("x", "w", "group_list"))
     torch.library.opcheck(op.default, args, case)

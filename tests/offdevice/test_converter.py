@@ -71,7 +71,11 @@ def test_lowered_result_equals_eager(name):
     assert node.attrs.get("group_list_type", 1) == 1
 
 
-@pytest.mark.parametrize("name", EXPRESSIBLE)
+@pytest.mark.parametrize(
+    "name",
+    [name for name in EXPRESSIBLE if name.startswith(("both", "bias", "fractal", "totals"))]
+    + ["neither", "logit_alone", "pertoken_scale_2d", "tail_of_garbage", "strided", "odd_sizes"],
+)
 def test_every_size_symbolic(name):
     case = EXPRESSIBLE[name]()
     if not case["output_bs"]:
