@@ -29,14 +29,16 @@ class WorstRow:
 
     Attributes:
         index: the output row.
-        error: its largest error, absolute, from the result in the contract's order.
-        order_bound: what the order of float32 adds alone may explain, for the element that exceeds
-            it most or comes nearest to it; the rounding of a bfloat16 output is part of it.
+        column: its element that the order of adds explains least; the next two are that one's.
+        error: the distance from the exact sum of its terms.
+        order_bound: what the order of float32 adds alone may explain of that; the rounding of a
+            bfloat16 output is part of it.
         added: how many rows of x are added to it.
         shared: whether shared_input is.
     """
 
     index: int
+    column: int
     error: float
     order_bound: float
     added: int
@@ -100,9 +102,9 @@ class Comparison:
             f"{self.order_ratio:.3g} times what the order of float32 adds can explain",
         ]
         if not self.equal:
-            lines.append("row     error       order explains  rows added")
+            lines.append("row     column  error       order explains  rows added")
             lines += [
-                f"{row.index:<8}{row.error:<12.3g}{row.order_bound:<16.3g}{row.added}"
+                f"{row.index:<8}{row.column:<8}{row.error:<12.3g}{row.order_bound:<16.3g}{row.added}"
                 + (" and shared_input" if row.shared else "")
                 for row in self.worst_rows
             ]
@@ -193,6 +195,8 @@ class _Rows:
         self.actual = actual
         rows = actual.shape[0]
         self.excess = torch.zeros(rows, dtype=torch.float64)
+        self.column = torch.zeros(rows, dtype=torch.int64)
+        self.distance = torch.zeros(rows, dtype=torch.float64)
         self.bound = torch.zeros(rows, dtype=torch.float64)
         self.error = torch.zeros(rows, dtype=torch.float64)
         self.added = torch.zeros(rows, dtype=torch.int64)
@@ -206,9 +210,12 @@ class _Rows:
         value, expected = actual.double(), sums.ordered.double()
         same = (value == expected) | (value.isnan() & expected.isnan())
         error = (value - expected).abs().masked_fill(same, 0.0).nan_to_num(nan=INF, posinf=INF)
-        worst, column = excess.max(1)
-        self.excess[wanted] = worst
-        self.bound[wanted] = bound.gather(1, column.unsqueeze(1)).squeeze(1)
+        self.excess[wanted], column = excess.max(1)
+        self.column[wanted] = column
+        place = torch.arange(len(wanted)), column
+        self.bound[wanted] = bound[place]
+        distance = (value - sums.exact)[place].abs()
+        self.distance[wanted] = distance.nan_to_num(nan=INF, posinf=INF)
         self.error[wanted] = error.max(1).values
         self.added[wanted], self.shared[wanted] = sums.added, sums.shared
         self.outside[wanted] = (excess > 1).sum(1)
@@ -225,7 +232,8 @@ class _Rows:
         worst = tuple(
             WorstRow(
                 index=row,
-                error=float(self.error[row]),
+                column=int(self.column[row]),
+                error=float(self.distance[row]),
                 order_bound=float(self.bound[row]),
                 added=int(self.added[row]),
                 shared=bool(self.shared[row]),
