@@ -126,7 +126,7 @@ def compare(actual: Tensor, x: Tensor, w: Tensor, group_list: Tensor, **kwargs: 
 
     The cost is that of the operator on the CPU. Where the order does not explain all, there come
     some 25 forms of defects, each on the rows of x that are added to the worst output row, and once
-    more the operator's for each defect that fits there. Memory is about 100 MB, beside copies on
+    more the operator's for each defect that fits there. Memory is about 150 MB, beside copies on
     the CPU of what is on a device.
 
     Args:
