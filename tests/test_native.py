@@ -310,9 +310,12 @@ def guarded():
 
 
 @pytest.mark.parametrize("counts", [[1], [3, 2], [8, 19]])
-@pytest.mark.parametrize(("k", "n"), [(1, 1), (7, 33), (64, 64), (129, 95), (256, 128)])
+@pytest.mark.parametrize(
+    ("k", "n"), [(1, 1), (7, 33), (64, 64), (129, 95), (256, 128), (1030, 353), (1100, 352)]
+)
 @pytest.mark.usefixtures("path")
-def test_nothing_is_touched_past_an_end(guarded, counts, k, n):
+def test_nothing_is_touched_past_an_end(guarded, threads, counts, k, n):
+    threads(2)
     tail = 3
     out, arguments = problem(counts, k, n, tail=tail)
     rows = arguments["ends"][-1]
@@ -343,15 +346,27 @@ def test_rows_at_the_start_of_memory(guarded):
 # ------------------------------------------------------------------------------------ threads
 
 
+@pytest.mark.parametrize("torchs", [True, False], ids=["torch's threads", "threads of our own"])
 @pytest.mark.parametrize("count", [1, 2, 3, 16])
 @pytest.mark.usefixtures("path")
-def test_any_number_of_threads_gives_the_same(threads, count):
+def test_any_number_of_threads_gives_the_same(threads, count, torchs):
     threads(count)
-    for counts in ([2, 1, 3], [50, 3, 30]):
-        out, arguments = problem(counts, 256, 1000)
+    native._kernel.cache_clear()
+    assert native.available()
+    if not torchs:
+        native._library().grouped_matmul_use_threads(None)
+    for counts, k, n in (([2, 1, 3], 1539, 360), ([11, 0, 2], 1284, 384), ([50, 3, 30], 256, 544)):
+        out, arguments = problem(counts, k, n)
         check(out, arguments)
-        out, arguments = problem(counts, 256, 1024)
-        check(out, arguments, w=to_nz(arguments["w"]))
+        if n % 32 == 0:
+            check(out, arguments, w=to_nz(arguments["w"]))
+
+
+@pytest.mark.usefixtures("path")
+def test_sums_that_go_by_batches(threads):
+    threads(2)
+    out, arguments = problem([9, 3, 0, 4, 6, 2], 8, 100_001)
+    check(out, arguments)
 
 
 @pytest.mark.usefixtures("path")

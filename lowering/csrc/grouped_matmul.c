@@ -590,21 +590,32 @@ static const path_t neon_path = {
 
 /* ------------------------------------------------------------------------ one thread's work */
 
-typedef struct {
+typedef struct worker worker_t;
+
+typedef struct job {
     const call_t *c;
     const path_t *path;
+    void (*run)(const worker_t *s, int64_t task);
     int64_t rows;        /* ends[e - 1]: rows from there on are never read */
     int64_t quads;       /* of a panel, the last one filled up with zeros */
-    int64_t tasks;
-    int64_t task_panels; /* of a task */
+    int64_t panels;      /* of n, the last one perhaps not full */
+    int64_t task_panels; /* of a task that is a range of columns */
     int64_t pack_panels; /* of those, packed at a time */
     int in_place;        /* panels can be read where they are */
     int nz;              /* and are contiguous */
+    float **out;         /* for each row, its output row, */
+    float *p, *logit;    /* its factors, */
+    int32_t *start;      /* and its accumulators' first value */
+    int64_t *live, lives; /* the groups that have rows, and how many those are */
+    int64_t first, last, first_row, batch_rows; /* a batch of those, and its rows */
+    int64_t slices, slice_k;                    /* the k-rows of each, cut into so many tasks */
+    int32_t *sums;                              /* (slices, batch_rows, 32 * panels) */
+    int64_t tasks;
     atomic_llong next;
     atomic_int failed;
 } job_t;
 
-typedef struct {
+struct worker {
     const job_t *job;
     void *memory;
     int8_t *pack;        /* pack_panels panels */
@@ -613,10 +624,29 @@ typedef struct {
     int8_t *x;           /* a block of rows, where x cannot be read in place */
     int8_t *panel;       /* SCRATCH rows of a panel, where w cannot */
     float *scale, *bias; /* a task's columns */
-    float **out;         /* and for each row, its output row, */
-    float *p, *logit;    /* its factors, */
-    int32_t *start;      /* and its accumulators' first value */
-} worker_t;
+};
+
+/* Cuts one block of memory into aligned pieces; the caller frees it. Null if there is none. */
+static void *allocate(const int64_t *sizes, void **pieces, int count) {
+    size_t total = 64;
+    for (int i = 0; i < count; i++)
+        total += ((size_t)sizes[i] + 63) & ~(size_t)63;
+    void *memory = malloc(total);
+    char *at = (char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+    for (int i = 0; memory && i < count; i++) {
+        pieces[i] = at;
+        at += ((size_t)sizes[i] + 63) & ~(size_t)63;
+    }
+    return memory;
+}
+
+static int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static int64_t over(int64_t a, int64_t b) { /* a / b, rounded up */
+    return (a + b - 1) / b;
+}
 
 static float load_float(int64_t address, int64_t i, int64_t bf16) {
     if (bf16) {
@@ -628,57 +658,27 @@ static float load_float(int64_t address, int64_t i, int64_t bf16) {
     return ((const float *)address)[i];
 }
 
-/* One allocation per thread and call; what it holds does not grow with e, n or (beyond 20 bytes
- * a row) m. */
-static int worker_open(worker_t *s, const job_t *job) {
-    const int64_t cols = job->task_panels * PANEL, quads = job->quads;
-    const int64_t acc_row = cols + 16; /* off a power of two: rows do not share cache sets */
-    int64_t sizes[] = {
-        job->pack_panels * quads * job->path->quad_bytes,
-        MAX_ROWS * acc_row * 4,
-        MAX_ROWS * quads * 4 * 2,
-        SCRATCH * PANEL,
-        cols * 4,
-        cols * 4,
-        job->rows * (int64_t)sizeof(float *),
-        job->rows * 4,
-        job->rows * 4,
-        job->rows * 4,
-    };
-    enum { PIECES = sizeof sizes / sizeof sizes[0] };
-    size_t total = 64;
-    for (int i = 0; i < PIECES; i++)
-        total += ((size_t)sizes[i] + 63) & ~(size_t)63;
-    s->job = job;
-    s->memory = malloc(total);
-    if (!s->memory)
-        return -1;
-    char *at = (char *)(((uintptr_t)s->memory + 63) & ~(uintptr_t)63);
-    void *pieces[PIECES];
-    for (int i = 0; i < PIECES; i++) {
-        pieces[i] = at;
-        at += ((size_t)sizes[i] + 63) & ~(size_t)63;
-    }
-    s->pack = pieces[0];
-    s->acc = pieces[1];
-    s->acc_row = acc_row;
-    s->x = pieces[2];
-    s->panel = pieces[3];
-    s->scale = pieces[4];
-    s->bias = pieces[5];
-    s->out = pieces[6];
-    s->p = pieces[7];
-    s->logit = pieces[8];
-    s->start = pieces[9];
-
+/* What every thread needs to know of each row. */
+static void *read_rows(job_t *job) {
     const call_t *c = job->c;
+    const int64_t *ends = (const int64_t *)c->ends;
+    const int64_t sizes[] = {job->rows * (int64_t)sizeof(float *), job->rows * 4, job->rows * 4,
+                             job->rows * 4, least(c->e, job->rows) * 8};
+    void *pieces[5], *memory = allocate(sizes, pieces, 5);
+    if (!memory)
+        return NULL;
+    job->out = pieces[0];
+    job->p = pieces[1];
+    job->logit = pieces[2];
+    job->start = pieces[3];
+    job->live = pieces[4];
     for (int64_t r = 0; r < job->rows; r++) {
         const int64_t index = c->index_wide ? ((const int64_t *)c->index)[r * c->index_step]
                                             : ((const int32_t *)c->index)[r * c->index_step];
-        s->out[r] = (float *)c->out + index * c->out_row;
+        job->out[r] = (float *)c->out + index * c->out_row;
         const float l = c->logit ? ((const float *)c->logit)[r * c->logit_step] : 1.0f;
-        s->logit[r] = l;
-        s->p[r] = c->pertoken ? ((const float *)c->pertoken)[r * c->pertoken_step] * l : l;
+        job->logit[r] = l;
+        job->p[r] = c->pertoken ? ((const float *)c->pertoken)[r * c->pertoken_step] * l : l;
         int32_t sum = 0;
         if (job->path->flip) {
             const int8_t *x = (const int8_t *)c->x + r * c->x_row;
@@ -688,8 +688,36 @@ static int worker_open(worker_t *s, const job_t *job) {
                 for (int64_t i = 0; i < c->k; i++)
                     sum += x[i * c->x_col];
         }
-        s->start[r] = (int32_t)((uint32_t)sum * (uint32_t)-job->path->flip);
+        job->start[r] = (int32_t)((uint32_t)sum * (uint32_t)-job->path->flip);
     }
+    for (int64_t g = 0; g < c->e; g++)
+        if (ends[g] > (g ? ends[g - 1] : 0))
+            job->live[job->lives++] = g;
+    return memory;
+}
+
+static int worker_open(worker_t *s, const job_t *job) {
+    const int64_t cols = job->task_panels * PANEL;
+    s->acc_row = cols + 16; /* off a power of two: rows do not share cache sets */
+    const int64_t sizes[] = {
+        job->pack_panels * job->quads * job->path->quad_bytes,
+        MAX_ROWS * s->acc_row * 4,
+        MAX_ROWS * job->quads * 4 * 2,
+        SCRATCH * PANEL,
+        cols * 4,
+        cols * 4,
+    };
+    void *pieces[6];
+    s->job = job;
+    s->memory = allocate(sizes, pieces, 6);
+    if (!s->memory)
+        return -1;
+    s->pack = pieces[0];
+    s->acc = pieces[1];
+    s->x = pieces[2];
+    s->panel = pieces[3];
+    s->scale = pieces[4];
+    s->bias = pieces[5];
     return 0;
 }
 
@@ -751,19 +779,17 @@ static int64_t nd_rows(int rows, int store) {
     return store ? 128 : rows > 4 ? 64 : rows > 2 ? 32 : 16;
 }
 
-/* A block of rows against panels from col on, straight from the weights. */
+/* A block of rows against k-rows [from, to) of panels from col on, straight from the weights. */
 static void direct_block(const worker_t *s, const tile_t *block, int rows, int64_t g, int64_t col,
-                         int64_t panels, int store) {
+                         int64_t panels, int64_t from, int64_t to, int store) {
     const job_t *job = s->job;
     const call_t *c = job->c;
     const path_t *path = job->path;
     const int x_bytes = path->widen ? 2 : 1;
     const int64_t pack_panel = store ? job->quads * path->quad_bytes : 0;
     /* So much is read where it is, and the rest through the scratch panel. */
-    const int64_t whole = job->in_place ? c->k / 4 * 4 : 0;
-    int64_t whole_panels = (c->n - col) / PANEL;
-    if (whole_panels > panels)
-        whole_panels = panels;
+    const int64_t whole = job->in_place ? least(to, c->k / 4 * 4) : from;
+    const int64_t whole_panels = least(panels, (c->n - col) / PANEL);
     const int64_t k_step = job->nz ? c->k : nd_rows(rows, store);
     /* ND is prefetched AHEAD columns on, and from the next k-rows where the columns end. */
     enum { AHEAD = 1024 / PANEL };
@@ -772,12 +798,12 @@ static void direct_block(const worker_t *s, const tile_t *block, int rows, int64
     t.pack_panel = pack_panel;
     t.w_row = c->w_i;
     t.w_panel = c->w_n1;
-    for (int64_t k0 = 0; k0 < whole; k0 += k_step) {
-        t.quads = (whole - k0 < k_step ? whole - k0 : k_step) / 4;
+    for (int64_t k0 = from; k0 < whole; k0 += k_step) {
+        t.quads = least(whole - k0, k_step) / 4;
         t.x = block->x + k0 * x_bytes;
-        t.start = k0 ? NULL : block->start;
+        t.start = k0 == from ? block->start : NULL;
         for (int64_t p = 0; p < whole_panels; p += t.panels) {
-            t.acc = s->acc + p * PANEL;
+            t.acc = block->acc + p * PANEL;
             t.w = panel_at(c, g, col + p * PANEL) + k0 * c->w_i;
             t.pack = store ? s->pack + p * pack_panel + k0 / 4 * path->quad_bytes : NULL;
             if (job->nz) {
@@ -796,13 +822,13 @@ static void direct_block(const worker_t *s, const tile_t *block, int rows, int64
     t.w_row = PANEL;
     t.panels = 1;
     for (int64_t p = 0; p < panels; p++) {
-        t.acc = s->acc + p * PANEL;
-        for (int64_t at = p < whole_panels ? whole : 0; at < c->k; at += SCRATCH) {
-            t.quads = (at + SCRATCH < c->k ? SCRATCH : c->k - at + 3) / 4;
-            take_panel(s, g, col + p * PANEL, at, at + 4 * t.quads);
-            t.x = block->x + at * x_bytes;
-            t.start = at ? NULL : block->start;
-            t.pack = store ? s->pack + p * pack_panel + at / 4 * path->quad_bytes : NULL;
+        t.acc = block->acc + p * PANEL;
+        for (int64_t k0 = p < whole_panels ? whole : from; k0 < to; k0 += SCRATCH) {
+            t.quads = over(least(to - k0, SCRATCH), 4);
+            take_panel(s, g, col + p * PANEL, k0, k0 + 4 * t.quads);
+            t.x = block->x + k0 * x_bytes;
+            t.start = k0 == from ? block->start : NULL;
+            t.pack = store ? s->pack + p * pack_panel + k0 / 4 * path->quad_bytes : NULL;
             path->direct(rows, &t);
         }
     }
@@ -814,7 +840,6 @@ static void packed_block(const worker_t *s, const tile_t *block, int rows, int64
     const job_t *job = s->job;
     const call_t *c = job->c;
     tile_t t = *block;
-    t.acc = s->acc;
     t.pack = s->pack;
     t.pack_panel = job->quads * job->path->quad_bytes;
     t.panels = panels;
@@ -833,55 +858,123 @@ static void packed_block(const worker_t *s, const tile_t *block, int rows, int64
     job->path->packed(rows, &t);
 }
 
-static void run_group(const worker_t *s, int64_t g, int64_t row0, int64_t rows, int64_t col0,
-                      int64_t cols) {
+static void take_scales(const worker_t *s, int64_t g, int64_t col, int64_t cols) {
+    const call_t *c = s->job->c;
+    for (int64_t j = 0; j < cols; j++)
+        s->scale[j] = load_float(c->scale, g * c->scale_e + (col + j) * c->scale_n, c->scale_bf16);
+    for (int64_t j = 0; c->bias && j < cols; j++)
+        s->bias[j] = load_float(c->bias, g * c->bias_e + (col + j) * c->bias_n, c->bias_bf16);
+}
+
+/* Dequantises a block of sums, of columns col + [off, off + cols), and adds it to the output. */
+static void finish_block(const worker_t *s, const int32_t *sums, int64_t sums_row, int64_t row,
+                         int64_t rows, int64_t col, int64_t off, int64_t cols) {
+    const job_t *job = s->job;
+    float *out[MAX_ROWS];
+    for (int64_t r = 0; r < rows; r++)
+        out[r] = job->out[row + r] + col + off;
+    job->path->finish(out, sums, sums_row, rows, cols, s->scale + off,
+                      job->c->bias ? s->bias + off : NULL, job->p + row, job->logit + row);
+}
+
+static int64_t first_row(const job_t *job, int64_t g) {
+    return g ? ((const int64_t *)job->c->ends)[g - 1] : 0;
+}
+
+/* One group, for a task's columns. */
+static void run_group(const worker_t *s, int64_t live, int64_t col, int64_t cols) {
     const job_t *job = s->job;
     const call_t *c = job->c;
     const path_t *path = job->path;
-    const int64_t *ends = (const int64_t *)c->ends;
-    for (int64_t j = 0; j < cols; j++)
-        s->scale[j] = load_float(c->scale, g * c->scale_e + (col0 + j) * c->scale_n, c->scale_bf16);
-    if (c->bias)
-        for (int64_t j = 0; j < cols; j++)
-            s->bias[j] = load_float(c->bias, g * c->bias_e + (col0 + j) * c->bias_n, c->bias_bf16);
-
-    const int64_t blocks = (rows + path->rows - 1) / path->rows;
+    const int64_t g = job->live[live], row = first_row(job, g);
+    const int64_t rows = first_row(job, g + 1) - row, blocks = over(rows, path->rows);
     const int store = blocks > 1 && path->quad_bytes;
     const int64_t step = (store ? job->pack_panels : job->task_panels) * PANEL;
-    int64_t next_g = g + 1;
-    while (next_g < c->e && ends[next_g] == ends[g])
-        next_g++;
+    take_scales(s, g, col, cols);
     for (int64_t off = 0; off < cols; off += step) {
-        const int64_t width = cols - off < step ? cols - off : step;
-        const int64_t panels = (width + PANEL - 1) / PANEL;
-        const int8_t *next = off + step < cols ? panel_at(c, g, col0 + off + step)
-                             : next_g < c->e   ? panel_at(c, next_g, col0)
-                                               : panel_at(c, 0, col0 + cols);
+        const int64_t width = least(cols - off, step), panels = over(width, PANEL);
+        const int8_t *next = off + step < cols       ? panel_at(c, g, col + off + step)
+                             : live + 1 < job->lives ? panel_at(c, job->live[live + 1], col)
+                                                     : panel_at(c, job->live[0], col + cols);
         for (int64_t b = 0; b < blocks; b++) {
             /* Blocks as even as can be: a block of one row would read a panel for little work. */
-            const int64_t from = row0 + rows * b / blocks, to = row0 + rows * (b + 1) / blocks;
-            const int block = (int)(to - from);
-            tile_t t = {.acc_row = s->acc_row, .start = s->start + from};
+            const int64_t from = row + rows * b / blocks;
+            const int block = (int)(row + rows * (b + 1) / blocks - from);
+            tile_t t = {.acc = s->acc, .acc_row = s->acc_row, .start = job->start + from};
             take_x(s, &t, from, block);
-            float *out[MAX_ROWS];
-            for (int r = 0; r < block; r++) {
-                out[r] = s->out[from + r] + col0 + off;
-                if (store) /* a large output is far away: have it near when it is wanted */
-                    for (int64_t j = 0; j < width; j += 16)
-                        __builtin_prefetch(out[r] + j, 1, 2);
-            }
+            /* A large output is far away: have it near when it is wanted. */
+            for (int r = 0; store && r < block; r++)
+                for (int64_t j = 0; j < width; j += 16)
+                    __builtin_prefetch(job->out[from + r] + col + off + j, 1, 2);
             if (b && store)
                 packed_block(s, &t, block, panels, b, next);
             else
-                direct_block(s, &t, block, g, col0 + off, panels, store);
-            path->finish(out, s->acc, s->acc_row, block, width, s->scale + off,
-                         c->bias ? s->bias + off : NULL, s->p + from, s->logit + from);
+                direct_block(s, &t, block, g, col + off, panels, 0, c->k, store);
+            finish_block(s, s->acc, s->acc_row, from, block, col, off, width);
+        }
+    }
+}
+
+/* A task that is a range of columns: every group, upwards. */
+static void run_columns(const worker_t *s, int64_t task) {
+    const int64_t width = s->job->task_panels * PANEL, col = task * width;
+    for (int64_t live = 0; live < s->job->lives; live++)
+        run_group(s, live, col, least(s->job->c->n - col, width));
+}
+
+/*
+ * ND weights of groups of few rows are read as they lie, whole rows from end to end: memory is
+ * then as fast as it can be, and half as fast when each thread reads a part of every row. So a
+ * batch of groups is multiplied first, a task being a group or some of its k-rows, and is
+ * combined then, a task being a range of columns.
+ */
+static void run_rows(const worker_t *s, int64_t task) {
+    static const int32_t zeros[MAX_ROWS];
+    const job_t *job = s->job;
+    const int64_t slice = task % job->slices, k0 = slice * job->slice_k;
+    const int64_t k1 = least(k0 + job->slice_k, job->c->k);
+    const int64_t g = job->live[job->first + task / job->slices], row = first_row(job, g);
+    const int64_t rows = first_row(job, g + 1) - row, blocks = over(rows, job->path->rows);
+    const int64_t sums_row = job->panels * PANEL;
+    const int64_t step = nd_rows((int)least(rows, job->path->rows), 0);
+    for (int64_t k = k0; k < k1; k += step)
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t from = row + rows * b / blocks;
+            const int block = (int)(row + rows * (b + 1) / blocks - from);
+            tile_t t = {.acc_row = sums_row};
+            t.acc = job->sums + (slice * job->batch_rows + from - job->first_row) * sums_row;
+            t.start = k > k0 ? NULL : slice ? zeros : job->start + from;
+            take_x(s, &t, from, block);
+            direct_block(s, &t, block, g, 0, job->panels, k, least(k + step, k1), 0);
+        }
+}
+
+static void combine_rows(const worker_t *s, int64_t task) {
+    const job_t *job = s->job;
+    const int64_t sums_row = job->panels * PANEL;
+    const int64_t col = task * job->task_panels * PANEL;
+    const int64_t cols = least(job->c->n - col, job->task_panels * PANEL);
+    for (int64_t live = job->first; live < job->last; live++) {
+        const int64_t g = job->live[live], end = first_row(job, g + 1);
+        take_scales(s, g, col, cols);
+        for (int64_t row = first_row(job, g), rows; row < end; row += rows) {
+            rows = least(end - row, MAX_ROWS);
+            int32_t *sums = job->sums + (row - job->first_row) * sums_row + col;
+            for (int64_t slice = 1; slice < job->slices; slice++)
+                for (int64_t r = 0; r < rows; r++) {
+                    uint32_t *to = (uint32_t *)sums + r * sums_row;
+                    const uint32_t *more = to + slice * job->batch_rows * sums_row;
+                    for (int64_t j = 0; j < cols; j++)
+                        to[j] += more[j];
+                }
+            finish_block(s, sums, sums_row, row, rows, col, 0, cols);
         }
     }
 }
 
 /* Takes tasks until there are none left. */
-static void work(job_t *job) {
+static void work(void *of) {
+    job_t *job = of;
     worker_t s = {0};
     for (;;) {
         const int64_t task = atomic_fetch_add(&job->next, 1);
@@ -891,24 +984,12 @@ static void work(job_t *job) {
             atomic_store(&job->failed, 1);
             break;
         }
-        const int64_t width = job->task_panels * PANEL, col = task * width;
-        const int64_t cols = job->c->n - col < width ? job->c->n - col : width;
-        const int64_t *ends = (const int64_t *)job->c->ends;
-        int64_t from = 0;
-        for (int64_t g = 0; g < job->c->e; g++) {
-            if (ends[g] > from)
-                run_group(&s, g, from, ends[g] - from, col, cols);
-            from = ends[g];
-        }
+        job->run(&s, task);
     }
     free(s.memory);
 }
 
 /* ------------------------------------------------------------------------------- threads */
-
-static void work_on(void *job) {
-    work(job);
-}
 
 /*
  * Threads come from the OpenMP runtime that torch has loaded, where its entry point is known:
@@ -976,11 +1057,15 @@ static void pool_grow(int64_t size) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-static void run_job(job_t *job, int64_t threads) {
+static void run_job(job_t *job, void (*run_task)(const worker_t *, int64_t), int64_t tasks,
+                    int64_t threads) {
+    job->run = run_task;
+    job->tasks = tasks;
+    job->next = 0;
     pthread_once(&watching_fork, watch_fork);
     const parallel_t run = threads > 1 ? parallel : NULL;
     if (run) {
-        run(work_on, job, (unsigned)threads, 0);
+        run(work, job, (unsigned)threads, 0);
         return;
     }
     if (threads < 2 || pthread_mutex_trylock(&pool_user)) {
@@ -1103,43 +1188,64 @@ EXPORT void grouped_matmul_use_threads(void *gomp_parallel) {
     parallel = run;
 }
 
-static int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 /* Adds every row's contribution to out, by the given path, which the processor must have.
  * Returns 0, or -1 if memory ran out. */
 EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
     enum {
-        PACK_BYTES = 256 << 10,  /* of packed panels: half of a small L2 */
-        NZ_PANELS = 8,           /* of a task */
-        ND_PANELS = 128,         /* the same, if no group is packed: whole pages of each row */
-        ND_PACKED_PANELS = 56,   /* and if one is: the output's columns are to stay in L3 */
-        SMALL = 1 << 20,         /* multiplications that are done before another thread wakes */
+        PACK_BYTES = 256 << 10, /* of packed panels: half of a small L2 */
+        SUM_BYTES = 8 << 20,    /* of a batch's sums */
+        NZ_PANELS = 8,          /* of a task */
+        ND_PANELS = 56,         /* the same: wide, to use what of each page is near */
+        SMALL = 1 << 20,        /* multiplications that are done before another thread wakes */
     };
     const int64_t *ends = (const int64_t *)c->ends;
-    job_t job = {.c = c, .path = paths[path], .rows = ends[c->e - 1], .quads = (c->k + 3) / 4};
+    job_t job = {.c = c, .path = paths[path], .rows = ends[c->e - 1]};
     if (job.rows == 0)
         return 0;
-    int64_t most = 0, from = 0;
-    for (int64_t g = 0; g < c->e; from = ends[g++])
-        if (ends[g] - from > most)
-            most = ends[g] - from;
-    const int store = job.path->quad_bytes && most > job.path->rows;
+    job.quads = over(c->k, 4);
+    job.panels = over(c->n, PANEL);
     job.in_place = c->w_j == 1 && (c->w_k1 == 16 * c->w_i || c->k <= 16);
     job.nz = job.in_place && c->w_i == PANEL;
-
-    /* Tasks of the width that suits the layout, evened out over the threads. */
-    const int64_t panels = (c->n + PANEL - 1) / PANEL;
     const int64_t threads = job.rows * c->k * c->n < SMALL ? 1 : c->threads;
-    const int64_t suits = job.nz ? NZ_PANELS : store ? ND_PACKED_PANELS : ND_PANELS;
-    const int64_t each = (panels + threads * suits - 1) / (threads * suits);
-    job.task_panels = (panels + threads * each - 1) / (threads * each);
-    job.tasks = (panels + job.task_panels - 1) / job.task_panels;
-    if (store) {
-        const int64_t fit = PACK_BYTES / (job.quads * job.path->quad_bytes);
-        job.pack_panels = least(fit > 0 ? fit : 1, job.task_panels);
+    void *memory = read_rows(&job);
+    if (!memory)
+        return -1;
+    int64_t most = 0;
+    for (int64_t i = 0; i < job.lives; i++) {
+        const int64_t rows = first_row(&job, job.live[i] + 1) - first_row(&job, job.live[i]);
+        most = rows > most ? rows : most;
     }
-    run_job(&job, threads);
-    return atomic_load(&job.failed) ? -1 : 0;
+    /* Columns of a task: what suits the layout, evened out over the threads. */
+    const int64_t suits = threads * (job.nz ? NZ_PANELS : ND_PANELS);
+    job.task_panels = over(job.panels, threads * over(job.panels, suits));
+    const int64_t tasks = over(job.panels, job.task_panels);
+
+    if (threads > 1 && job.in_place && !job.nz && most <= 2 * job.path->rows) {
+        const int64_t wanted = least(over(4 * threads, job.lives), over(c->k, 512));
+        job.slice_k = over(over(c->k, wanted), SCRATCH) * SCRATCH;
+        job.slices = over(c->k, job.slice_k);
+        const int64_t row_bytes = job.slices * job.panels * PANEL * 4;
+        const int64_t room = SUM_BYTES / row_bytes > most ? SUM_BYTES / row_bytes : most;
+        job.sums = malloc((size_t)(least(room, job.rows) * row_bytes));
+        job.failed = !job.sums;
+        for (; job.first < job.lives && !job.failed; job.first = job.last) {
+            job.first_row = first_row(&job, job.live[job.first]);
+            do
+                job.batch_rows = first_row(&job, job.live[job.last++] + 1) - job.first_row;
+            while (job.last < job.lives &&
+                   first_row(&job, job.live[job.last] + 1) - job.first_row <= room);
+            run_job(&job, run_rows, (job.last - job.first) * job.slices, threads);
+            if (!job.failed)
+                run_job(&job, combine_rows, tasks, threads);
+        }
+        free(job.sums);
+    } else {
+        if (job.path->quad_bytes && most > job.path->rows) {
+            const int64_t fit = PACK_BYTES / (job.quads * job.path->quad_bytes);
+            job.pack_panels = least(fit > 0 ? fit : 1, job.task_panels);
+        }
+        run_job(&job, run_columns, tasks, threads);
+    }
+    free(memory);
+    return job.failed ? -1 : 0;
 }
