@@ -1,4 +1,4 @@
-"""``python -m npu_lowering``: run | doctor."""
+"""``python -m npu_lowering``: run | graph | doctor."""
 
 from __future__ import annotations
 
@@ -19,14 +19,24 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    # What follows the script is the script's, whatever it looks like.
-    own = 2 if argv[:1] == ["run"] and not "".join(argv[1:2]).startswith("-") else len(argv)
-    arguments = _parser().parse_args(argv[:own])
+    if argv[:1] == ["graph"]:
+        # Options of ours may follow the script here; what is not ours, or follows --, is its own.
+        end = argv.index("--") if "--" in argv else len(argv)
+        arguments, rest = _parser().parse_known_args(argv[:end])
+        rest += argv[end + 1 :]
+    else:
+        # What follows the script is the script's, whatever it looks like.
+        own = 2 if argv[:1] == ["run"] and not "".join(argv[1:2]).startswith("-") else len(argv)
+        arguments, rest = _parser().parse_args(argv[:own]), list(argv[own:])
     try:
+        if arguments.command == "graph":
+            from npu_lowering.offdevice import draw
+
+            return draw.main(arguments.script, rest, arguments.output, every=arguments.all)
         if arguments.command == "run":
             from npu_lowering.offdevice import launcher
 
-            return launcher.run(arguments.script, argv[own:])
+            return launcher.run(arguments.script, rest)
         from npu_lowering.offdevice import doctor
 
         return doctor.main()
@@ -52,6 +62,30 @@ def _parser() -> argparse.ArgumentParser:
         "python SCRIPT ARGS. On a machine with CANN, SCRIPT runs as it is.",
     )
     run.add_argument("script", metavar="SCRIPT", help="a Python file; what follows is its own")
+    graph = commands.add_parser(
+        "graph",
+        help="run a script and draw the graph that it lowers",
+        usage="python -m npu_lowering graph [-h] [-o FILE] [--all] SCRIPT [ARGS ...]",
+        description="Run SCRIPT as `run` does, and draw the GE graph that it lowered last, the "
+        "fused operator emphasised. What is no option of ours is SCRIPT's, and so is everything "
+        "after --. Exit code and traceback are SCRIPT's; it is 1 where no graph was lowered.",
+        allow_abbrev=False,
+    )
+    graph.add_argument("script", metavar="SCRIPT", help="a Python file")
+    graph.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="graph.html",
+        help="what to write, %(default)s if not given: .html needs nothing to be drawn or read, "
+        ".dot is text for Graphviz, .svg and .png are drawn by it (pip install "
+        "'npu-lowering[graph]', and its program dot)",
+    )
+    graph.add_argument(
+        "--all",
+        action="store_true",
+        help="every graph: in one page, or in FILE-1, FILE-2, ...",
+    )
     commands.add_parser(
         "doctor",
         help="say what is installed, who registered what, and what to do about each problem",

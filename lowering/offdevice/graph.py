@@ -138,7 +138,7 @@ class Node:
         parts = [f"{name}={source}" for name, source in self.inputs.items()]
         parts += [f"after={name}" for name in self.control]
         parts += [
-            f"{name}={_short(value)}"
+            f"{name}={show_value(value)}"
             for name, value in sorted(self.attrs.items())
             if not name.startswith("_")
         ]
@@ -355,7 +355,8 @@ def _tensor(proto: Any, dtype_name: Any) -> torch.Tensor:
     return raw.view(dtype).reshape(shape)
 
 
-def _short(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """An attribute as text; of a large tensor, its dtype and shape."""
     if isinstance(value, torch.Tensor):
         text = str(value.tolist()) if value.numel() <= 8 else f"<{value.numel()} values>"
         return f"{str(value.dtype).replace('torch.', '')}{list(value.shape)} {text}"
