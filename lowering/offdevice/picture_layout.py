@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 GAP_X, GAP_Y = 28.0, 44.0
 _BEND = 14.0  # what an arrow that passes between boxes takes
+_LOOSE = 4.0  # the weight of a bend, and of what links it to a box
 _SWEEPS = 12
 
 
@@ -44,8 +45,7 @@ class Layout:
         width: Of the whole.
         height: Of the whole.
         corners: The left upper corner of each box.
-        paths: For each link, the points that it goes through, from top to bottom. Between the first
-            and second, third and fourth, ... it bends; between second and third it is straight.
+        paths: For each link, the points that it goes through, from top to bottom.
     """
 
     width: float
@@ -68,11 +68,11 @@ def layout(sizes: Sequence[Size], links: Sequence[Link]) -> Layout:
     """Place boxes in layers such that arrows are short and cross little."""
     ranks = _ranks(len(sizes), links)
     places = [_Place(rank, size.width, 1.0) for rank, size in zip(ranks, sizes)]
-    chains, edges = _with_bends(places, links)
+    chains, edges, runs = _with_bends(places, links)
     layers: list[list[int]] = [[] for _ in range(max(ranks, default=0) + 1)]
     for index, place in enumerate(places):
         layers[place.rank].append(index)
-    _arrange(places, layers, edges)
+    _arrange(places, layers, edges, runs)
     left = min((place.x for place in places), default=0.0)
     for place in places:
         place.x -= left
@@ -121,11 +121,14 @@ _Edge = tuple[int, float, int, float]
 _End = tuple[int, float, float]
 
 
-def _with_bends(places: list[_Place], links: Sequence[Link]) -> tuple[list[list[int]], list[_Edge]]:
+def _with_bends(
+    places: list[_Place], links: Sequence[Link]
+) -> tuple[list[list[int]], list[_Edge], list[list[int]]]:
     """Break links that are longer than a layer; those of one output go together."""
     bends: dict[tuple[int, float, int], int] = {}
     chains: list[list[int]] = []
     edges: list[_Edge] = []
+    runs: dict[tuple[int, float], list[int]] = defaultdict(list)
     known: set[tuple[int, int]] = set()
     for link in links:
         chain: list[int] = []
@@ -134,7 +137,8 @@ def _with_bends(places: list[_Place], links: Sequence[Link]) -> tuple[list[list[
             key = (link.source, link.out, rank)
             if key not in bends:
                 bends[key] = len(places)
-                places.append(_Place(rank, _BEND, 4.0))
+                runs[link.source, link.out].append(len(places))
+                places.append(_Place(rank, _BEND, _LOOSE))
             bend = bends[key]
             if (end, bend) not in known:
                 known.add((end, bend))
@@ -143,10 +147,12 @@ def _with_bends(places: list[_Place], links: Sequence[Link]) -> tuple[list[list[
             end, out = bend, _BEND / 2
         edges.append((end, out, link.target, link.into))
         chains.append(chain)
-    return chains, edges
+    return chains, edges, list(runs.values())
 
 
-def _arrange(places: list[_Place], layers: list[list[int]], edges: Sequence[_Edge]) -> None:
+def _arrange(
+    places: list[_Place], layers: list[list[int]], edges: Sequence[_Edge], runs: Iterable[list[int]]
+) -> None:
     """Order each layer by what is above it and what is below it, in turns; then place them."""
     above: dict[int, list[_End]] = defaultdict(list)
     below: dict[int, list[_End]] = defaultdict(list)
@@ -163,9 +169,25 @@ def _arrange(places: list[_Place], layers: list[list[int]], edges: Sequence[_Edg
             wanted = {box: _wanted(places, box, first[box] or second[box]) for box in layer}
             layer.sort(key=lambda box: wanted[box] + places[box].width / 2)
             _pack(places, layer, [wanted[box] for box in layer])
+    ends = {box: above[box] + below[box] for layer in layers for box in layer}
     for sweep in range(2 * _SWEEPS):
+        straight = _straightened(places, runs, ends)
         for layer in layers if sweep % 2 == 0 else reversed(layers):
-            _pack(places, layer, [_wanted(places, box, above[box] + below[box]) for box in layer])
+            wanted = {box: _wanted(places, box, ends[box]) for box in layer}
+            _pack(places, layer, [straight.get(box, wanted[box]) for box in layer])
+
+
+def _straightened(
+    places: list[_Place], runs: Iterable[list[int]], ends: dict[int, list[_End]]
+) -> dict[int, float]:
+    """Where the bends of an arrow would be if it went straight, between the boxes at its ends."""
+    found: dict[int, float] = {}
+    for run in runs:
+        xs = [places[bend].x for bend in run]
+        for bend in run:
+            xs += [places[end].x + offset for end, offset, weight in ends[bend] if weight <= _LOOSE]
+        found.update(dict.fromkeys(run, sum(xs) / len(xs)))
+    return found
 
 
 def _wanted(places: list[_Place], box: int, ends: list[_End]) -> float:

@@ -169,11 +169,17 @@ def _middle(widths: Sequence[float], index: int, whole: float) -> float:
 
 def _curve(points: Sequence[tuple[float, float]]) -> str:
     parts = [f"M{points[0][0]:.1f} {points[0][1]:.1f}"]
+    straight = False  # down to the point before this one, which is still to be drawn
     for place in range(1, len(points)):
         (x0, y0), (x1, y1) = points[place - 1], points[place]
-        if place % 2:
-            bend = (y0 + y1) / 2
-            parts.append(f"C{x0:.1f} {bend:.1f} {x1:.1f} {bend:.1f} {x1:.1f} {y1:.1f}")
-        else:
-            parts.append(f"L{x1:.1f} {y1:.1f}")
+        if abs(x0 - x1) < 0.05:
+            straight = True
+            continue
+        if straight:
+            parts.append(f"V{y0:.1f}")
+        bend = (y0 + y1) / 2
+        parts.append(f"C{x0:.1f} {bend:.1f} {x1:.1f} {bend:.1f} {x1:.1f} {y1:.1f}")
+        straight = False
+    if straight:
+        parts.append(f"V{points[-1][1]:.1f}")
     return " ".join(parts)

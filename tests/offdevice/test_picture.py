@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from npu_lowering import __main__
-from npu_lowering.offdevice import OffDeviceError, draw, launcher, lowered, picture_layout, wheels
+from npu_lowering.offdevice import (
+    OffDeviceError,
+    draw,
+    launcher,
+    lowered,
+    picture_layout,
+    picture_svg,
+    wheels,
+)
 from npu_lowering.offdevice import picture as pictures
 from npu_lowering.offdevice.graph import FUSED_TYPE, Graph, Node, Source, TensorInfo
 from npu_lowering.offdevice.picture_dot import dot
@@ -148,6 +156,12 @@ def test_a_page_stands_by_itself():
         assert word in words
     assert boxes[0].find("{*}title").text.startswith("x <&\"'\\")
     assert len(root.findall("{*}path")) == len(made.arrows)
+
+
+def test_an_arrow_is_as_short_as_its_path():
+    assert picture_svg._curve([(1, 0), (1, 9), (1, 20), (1, 30)]) == "M1.0 0.0 V30.0"
+    bent = picture_svg._curve([(1, 0), (1, 8), (3, 10), (3, 30)])
+    assert bent == "M1.0 0.0 V8.0 C1.0 9.0 3.0 9.0 3.0 10.0 V30.0"
 
 
 def test_the_text_for_graphviz():
