@@ -41,7 +41,9 @@ def test_there_are_messages_to_check():
     assert len([*quoted()]) > 15
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/errors.md", "docs/numerics.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "README.zh-CN.md", "docs/errors.md", "docs/numerics.md"]
+)
 def test_links_hold(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -6,11 +6,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, CHINESE = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")
+)
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def without_comments(code):
+    return re.sub(r" *#.*", "", code)
+
+
+def test_the_chinese_readme_has_the_same_commands_and_names():
+    assert blocks("sh", CHINESE) == blocks("sh")
+    chinese = {without_comments(code) for code in blocks("python", CHINESE)}
+    assert chinese <= {without_comments(code) for code in blocks("python")}
+    assert len(chinese) == 2
+    # The first column of each table: what is called, accepted, or run.
+    cells = [
+        {row.split("|")[1].strip() for row in text.splitlines() if row.startswith("| `")}
+        for text in (README, CHINESE)
+    ]
+    assert {cell.replace("、", ", ") for cell in cells[1]} == cells[0]
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
