@@ -773,10 +773,10 @@ static void take_panel(const worker_t *s, int64_t g, int64_t col, int64_t from, 
     }
 }
 
-/* The k-rows of ND that a run over the columns takes at a time: enough to make up for loading and
- * storing the accumulators, few enough to be that many streams through memory. */
+/* The k-rows of ND that a run over the columns takes at a time: as few streams through memory as
+ * there can be, and enough of them to make up for loading and storing the accumulators. */
 static int64_t nd_rows(int rows, int store) {
-    return store ? 128 : rows > 4 ? 64 : rows > 2 ? 32 : 16;
+    return store || rows > 2 ? 128 : 16;
 }
 
 /* A block of rows against k-rows [from, to) of panels from col on, straight from the weights. */
@@ -792,7 +792,7 @@ static void direct_block(const worker_t *s, const tile_t *block, int rows, int64
     const int64_t whole_panels = least(panels, (c->n - col) / PANEL);
     const int64_t k_step = job->nz ? c->k : nd_rows(rows, store);
     /* ND is prefetched AHEAD columns on, and from the next k-rows where the columns end. */
-    enum { AHEAD = 1024 / PANEL };
+    enum { AHEAD = 512 / PANEL };
     const int64_t split = whole_panels > AHEAD ? whole_panels - AHEAD : 0;
     tile_t t = *block;
     t.pack_panel = pack_panel;
