@@ -1,0 +1,294 @@
+"""Times the CPU path against its peers and the limits of the processor.
+
+    python tests/benchmarks/run.py [--peer zentorch] [--quick] [--output FOLDER]
+
+Everything in a row of the table runs interleaved in one process of its own, warm; the results are
+checked against each other and, for the small ones, against the oracle. Needs the extra ``bench``
+for the pictures and the peer. Writes results.md, results.json and two PNG files.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import npu_lowering
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+import limits  # noqa: E402
+from oracle import oracle  # noqa: E402
+
+from npu_lowering import native  # noqa: E402
+
+# experts, k, n, tokens; eight rows of x a token.
+ROWS = (
+    (8, 2048, 7168, 72),
+    (8, 2048, 7168, 8),
+    (8, 2048, 7168, 1),
+    (8, 2048, 7168, 768),
+    (32, 768, 2048, 256),
+    (32, 768, 2048, 16),
+    (64, 2048, 7168, 16),
+)
+SCALING = tuple((8, 768, 2048, 1 << i) for i in range(14))
+EXPERTS = tuple((1 << i, 768, 2048, 16) for i in range(9))
+
+
+def call(experts, k, n, tokens):
+    """Random inputs; each token goes to eight experts, or to all there are."""
+    generator = torch.Generator().manual_seed(0)
+    top_k = min(8, experts)
+    scores = torch.rand(tokens, experts, generator=generator)
+    weights, ids = scores.topk(top_k)
+    routed = npu_lowering.routing(ids, weights, num_experts=experts)
+    m = tokens * top_k
+
+    def integers(*shape):
+        return torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator)
+
+    return {
+        "x": integers(m, k),
+        "w": integers(experts, k, n),
+        "group_list": routed.group_list,
+        "scale": torch.rand(experts, n, generator=generator) * 1e-3,
+        "pertoken_scale": torch.rand(m, generator=generator) * 1e-2,
+        "logit": routed.logit,
+        "row_index": routed.row_index,
+        "output_bs": tokens,
+    }
+
+
+def int_mm_loop(case):
+    """The operator in standard torch ops, as one would write it."""
+    out = torch.zeros(case["output_bs"], case["scale"].shape[1])
+    start = 0
+    for g, count in enumerate(case["group_list"].tolist()):
+        rows = slice(start, start + count)
+        if count:
+            y = torch._int_mm(case["x"][rows], case["w"][g]) * case["scale"][g]
+            y *= (case["pertoken_scale"][rows] * case["logit"][rows]).unsqueeze(1)
+            out.index_add_(0, case["row_index"][rows], y)
+        start += count
+    return out
+
+
+def zentorch(case):
+    """The same by zentorch: a function, and the tensor that it fills. It keeps packed weights."""
+    import zentorch  # noqa: F401
+
+    tokens, (m, n) = case["output_bs"], (case["x"].shape[0], case["scale"].shape[1])
+    rows, out = torch.zeros(m, n), torch.zeros(tokens, n)
+    groups, start = [], 0
+    for g, count in enumerate(case["group_list"].tolist()):
+        if count:
+            groups.append((g, slice(start, start + count)))
+        start += count
+    order = case["row_index"].argsort(stable=True).view(tokens, -1)
+    arguments = (
+        [rows[r] for _, r in groups],
+        [case["x"][r] for _, r in groups],
+        [case["w"][g].t().contiguous() for g, _ in groups],
+        [],
+        out,
+        case["logit"][order].contiguous(),
+        (rows.data_ptr() + order * n * 4).contiguous(),
+        "none",
+        [None] * len(groups),
+        [],
+        [case["scale"][g] for g, _ in groups],
+        [],
+        [case["pertoken_scale"][r].unsqueeze(1).contiguous() for _, r in groups],
+    )
+
+    def run():
+        torch.ops.zentorch.zentorch_group_matmul.out(*arguments)
+        return out
+
+    return run
+
+
+def interleaved(functions, seconds):
+    """name -> (minimum, median) in milliseconds; each is called in turn."""
+    times = {name: [] for name in functions}
+    for function in functions.values():
+        function(), function()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: (min(t), statistics.median(t)) for name, t in times.items()}
+
+
+def one_row(sizes, peers, seconds, threads):
+    """Measures one problem; runs in a process of its own."""
+    torch.set_num_threads(threads)
+    operator = npu_lowering.npu_grouped_matmul_finalize_routing
+    case = call(*sizes)
+    nz = {**case, "w": npu_lowering.to_fractal_nz(case["w"])}
+    functions = {"nd": lambda: operator(**case), "nz": lambda: operator(**nz)}
+    if "int_mm" in peers:
+        functions["int_mm"] = lambda: int_mm_loop(case)
+    if "zentorch" in peers:
+        functions["zentorch"] = zentorch(case)
+    with torch.inference_mode():
+        expected = oracle(**case) if case["x"].shape[0] <= 1024 else int_mm_loop(case)
+        for name, function in functions.items():
+            actual = function()
+            if name == "zentorch":  # adds in another order
+                torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+            else:
+                assert torch.equal(actual, expected), f"{name} is wrong"
+        times = interleaved(functions, seconds)
+    _, k, n, _ = sizes
+    used = int((case["group_list"] > 0).sum())
+    ceiling = limits.measure(threads)
+    if ceiling:
+        arithmetic, stream = ceiling
+        times["limit_arithmetic"] = (case["x"].shape[0] * k * n / arithmetic * 1e3,) * 2
+        times["limit_memory"] = (used * k * n / stream * 1e3,) * 2
+    return {"sizes": sizes, "threads": threads, "path": native.path(), "milliseconds": times}
+
+
+def in_a_process(sizes, peers, seconds, threads):
+    """A process for each set of weights: a peer's cache of packed weights goes by address."""
+    print(f"{sizes} {threads} threads ...", end=" ", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, "--row", json.dumps([sizes, peers, seconds, threads])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    row = json.loads(done.stdout.splitlines()[-1])
+    shown = {name: round(t[0], 2) for name, t in row["milliseconds"].items()}
+    print(shown, file=sys.stderr)
+    return row
+
+
+def overhead(seconds):
+    """A tiny call, against the torch ops that it stands for, and compiled."""
+    case = call(2, 64, 64, 4)
+    operator = torch.ops.npu.npu_grouped_matmul_finalize_routing
+    compiled = torch.compile(lambda: operator(**case), fullgraph=True)
+    with torch.inference_mode():
+        return interleaved(
+            {
+                "operator": lambda: operator(**case),
+                "torch ops": lambda: int_mm_loop(case),
+                "compiled": compiled,
+            },
+            seconds,
+        )
+
+
+def importing():
+    """Milliseconds of ``import npu_lowering`` after torch: the least of five."""
+    program = (
+        "import os; os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0'\n"
+        "import torch, time; start = time.perf_counter(); import npu_lowering\n"
+        "print((time.perf_counter() - start) * 1e3)"
+    )
+    runs = [subprocess.check_output([sys.executable, "-c", program], text=True) for _ in range(5)]
+    return min(map(float, runs))
+
+
+def table(rows):
+    """The rows as Markdown: minimum (median) in milliseconds, and ratios of minima."""
+    names = [name for name in rows[0]["milliseconds"] if not name.startswith("limit")]
+    head = ["e, k, n, tokens", *names, "larger limit", "nd / limit", "nz / limit"]
+    peer = "zentorch" in names
+    head += ["nd / zentorch", "nz / zentorch"] if peer else []
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        t = row["milliseconds"]
+        limit = max(t.get("limit_arithmetic", (0,))[0], t.get("limit_memory", (0,))[0])
+        cells = [", ".join(map(str, row["sizes"]))]
+        cells += [f"{t[name][0]:.2f} ({t[name][1]:.2f})" for name in names]
+        cells += [
+            f"{limit:.2f}",
+            *(f"{t[w][0] / limit:.2f}" if limit else "" for w in ("nd", "nz")),
+        ]
+        cells += [f"{t[w][0] / t['zentorch'][0]:.2f}" for w in ("nd", "nz")] if peer else []
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def pictures(rows, scaling, folder):
+    """Time against tokens with the limits drawn in, and bars of ratios to the larger limit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(scaling[0]["milliseconds"])
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for name in names:
+        style = "--" if name.startswith("limit") else "o-"
+        times = [row["milliseconds"][name][0] for row in scaling]
+        axes.plot([row["sizes"][3] for row in scaling], times, style, label=name, markersize=4)
+    axes.set(xscale="log", yscale="log", xlabel="tokens, 8 rows each", ylabel="milliseconds")
+    axes.set_title("e = 8, k = 768, n = 2048")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(folder / "tokens.png", dpi=120, bbox_inches="tight")
+
+    measured = [name for name in rows[0]["milliseconds"] if not name.startswith("limit")]
+    figure, axes = pyplot.subplots(figsize=(9, 5))
+    for i, name in enumerate(measured):
+        ratios = []
+        for row in rows:
+            t = row["milliseconds"]
+            ratios.append(t[name][0] / max(t["limit_arithmetic"][0], t["limit_memory"][0]))
+        places = [j + (i - len(measured) / 2) * 0.2 for j in range(len(rows))]
+        axes.bar(places, ratios, 0.19, label=name, align="edge")
+    axes.axhline(1, color="black", linewidth=1)
+    labels = [", ".join(map(str, row["sizes"])) for row in rows]
+    axes.set_xticks(range(len(rows)), labels, rotation=25, ha="right")
+    axes.set(yscale="log", ylabel="time / the larger limit", title="e, k, n, tokens")
+    axes.legend()
+    figure.savefig(folder / "ratios.png", dpi=120, bbox_inches="tight")
+
+
+def main():
+    """Runs everything and writes the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--peer", action="append", default=[], help="zentorch; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="a second a row, and no scaling")
+    parser.add_argument("--output", type=Path, default=Path("benchmark"), help="folder to write to")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        sizes, peers, seconds, threads = json.loads(options.row)
+        print(json.dumps(one_row(tuple(sizes), peers, seconds, threads)))
+        return
+    options.output.mkdir(parents=True, exist_ok=True)
+    seconds, threads = (1 if options.quick else 6), torch.get_num_threads()
+    peers = ["int_mm", *options.peer]
+    results = {
+        "rows": [in_a_process(sizes, peers, seconds, threads) for sizes in ROWS],
+        "overhead": overhead(1),
+        "import": importing(),
+    }
+    text = table(results["rows"]) + "\n\nTiny call, milliseconds: minimum (median)\n\n"
+    text += "\n".join(
+        f"* {name}: {a:.4f} ({b:.4f})" for name, (a, b) in results["overhead"].items()
+    )
+    text += f"* import npu_lowering after torch: {results['import']:.1f}\n"
+    if not options.quick:
+        results["tokens"] = [in_a_process(s, ["int_mm"], 1, threads) for s in SCALING]
+        results["experts"] = [in_a_process(s, ["int_mm"], 1, threads) for s in EXPERTS]
+        results["one thread"] = [in_a_process(s, ["int_mm"], 1, 1) for s in ROWS]
+        for name in ("experts", "one thread"):
+            text += f"\n{name}\n\n" + table(results[name]) + "\n"
+        pictures(results["rows"], results["tokens"], options.output)
+    (options.output / "results.json").write_text(json.dumps(results, indent=1))
+    (options.output / "results.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

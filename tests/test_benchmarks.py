@@ -1,0 +1,19 @@
+"""The benchmark's parts work; its figures are for whoever runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+RUN = Path(__file__).parent / "benchmarks" / "run.py"
+
+
+def test_a_row_is_measured_and_checked():
+    row = json.dumps([[4, 64, 96, 3], ["int_mm"], 0, 1])
+    done = subprocess.run(
+        [sys.executable, str(RUN), "--row", row], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert {"nd", "nz", "int_mm"} <= set(measured["milliseconds"])
+    assert all(0 < least <= median for least, median in measured["milliseconds"].values())
