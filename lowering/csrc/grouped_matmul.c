@@ -1194,7 +1194,7 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
     enum {
         PACK_BYTES = 256 << 10, /* of packed panels: half of a small L2 */
         SUM_BYTES = 8 << 20,    /* of a batch's sums */
-        NZ_PANELS = 8,          /* of a task */
+        NZ_PANELS = 28,         /* of a task: long streams, yet tasks enough to even out */
         ND_PANELS = 56,         /* the same: wide, to use what of each page is near */
         SMALL = 1 << 20,        /* multiplications that are done before another thread wakes */
     };
