@@ -65,7 +65,7 @@ def _add_groups(out: Tensor, problem: Problem, ends: list[int]) -> None:
 
 def _initial(problem: Problem) -> Tensor:
     """What the result holds before the first expert row: shared_input where it lies, else 0."""
-    out = torch.zeros(int(problem.output_bs), int(problem.n))
+    out = problem.x.new_zeros((int(problem.output_bs), int(problem.n)), dtype=torch.float32)
     if problem.shared_input is not None:
         first = problem.shared_input_offset
         rows = out[first : first + problem.shared_input.shape[0]]
@@ -116,7 +116,7 @@ def _matmul(x: Tensor, w: Tensor) -> Tensor:
     k = x.shape[1]
     if k < _OVERFLOW_K:
         return _matmul_int32(x, w)
-    acc = torch.zeros(x.shape[0], w.shape[1], dtype=torch.int64)
+    acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int64)
     step = _OVERFLOW_K - 1
     for first in range(0, k, step):
         acc += _matmul_int32(x[:, first : first + step].contiguous(), w[first : first + step])
@@ -133,7 +133,7 @@ def _matmul(x: Tensor, w: Tensor) -> Tensor:
 def _matmul_int32(x: Tensor, w: Tensor) -> Tensor:
     if _int_mm_is_exact():
         return torch._int_mm(x, w)
-    acc = torch.zeros(x.shape[0], w.shape[1], dtype=torch.int32)
+    acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int32)
     for first in range(0, x.shape[1], _EXACT_K):
         part = slice(first, first + _EXACT_K)
         acc += torch.mm(x[:, part].float(), w[part].float()).int()

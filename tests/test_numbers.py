@@ -39,6 +39,38 @@ def test_equal_without_the_compiled_kernel(name, exact, op, monkeypatch):
     assert_same(op(**case), oracle(**case))
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(op, monkeypatch, dtype, compiled):
+    if not compiled:
+        monkeypatch.setattr(native, "available", lambda: False)
+    case = call(bias=torch.float32)
+    case["scale"].requires_grad_()
+    expected = oracle(**case)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        out = op(**case)
+        out.sum().backward()
+        decomposed = npu_lowering.decompositions()[op.default](**case)
+    finally:
+        torch.set_default_dtype(default)
+    assert_same(out, expected)
+    assert_same(decomposed, expected)
+    grad, case["scale"].grad = case["scale"].grad, None
+    op(**case).sum().backward()
+    assert_same(grad, case["scale"].grad)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_default_device_changes_nothing(op, device):
+    case = call(bias=torch.float32)
+    expected = oracle(**case)
+    with torch.device(device):
+        assert_same(op(**case), expected)
+        assert_same(npu_lowering.decompositions()[op.default](**case), expected)
+
+
 def test_a_float32_matmul_is_not_exact():
     """Why the kernel does not use one: odd sums past 2**24 do not fit a float32."""
     case = constant(127, 127, 2048)
