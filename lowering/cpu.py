@@ -17,6 +17,7 @@ from torch import Tensor
 
 from npu_lowering import fractal_nz, native
 from npu_lowering.checks import Problem, check_values
+from npu_lowering.decomposition import without_autocast
 
 # Elements of one block of accumulators; 4 bytes each, and two such blocks are alive at a time.
 _BLOCK = 1 << 22
@@ -136,7 +137,8 @@ def _matmul_int32(x: Tensor, w: Tensor) -> Tensor:
     acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int32)
     for first in range(0, x.shape[1], _EXACT_K):
         part = slice(first, first + _EXACT_K)
-        acc += torch.mm(x[:, part].float(), w[part].float()).int()
+        with without_autocast(x.device):
+            acc += torch.mm(x[:, part].float(), w[part].float()).int()
     return acc
 
 

@@ -71,6 +71,18 @@ def test_the_default_device_changes_nothing(op, device):
         assert_same(npu_lowering.decompositions()[op.default](**case), expected)
 
 
+def test_autocast_changes_nothing(op, monkeypatch):
+    case = call(bias=torch.float32)
+    expected = oracle(**case)
+    decomposed = npu_lowering.decompositions()[op.default]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(op(**case), expected)
+        assert_same(decomposed(**case), expected)
+        monkeypatch.setattr(native, "available", lambda: False)
+        monkeypatch.setattr(cpu, "_int_mm_is_exact", lambda: False)
+        assert_same(op(**case), expected)
+
+
 def test_a_float32_matmul_is_not_exact():
     """Why the kernel does not use one: odd sums past 2**24 do not fit a float32."""
     case = constant(127, 127, 2048)
