@@ -162,11 +162,12 @@ def compare(actual: Tensor, x: Tensor, w: Tensor, group_list: Tensor, **kwargs: 
         notes.append("actual is bfloat16; its rounding is part of what the order explains")
     found = actual.detach().cpu()
 
-    terms = contract(problem, check_values(problem))
-    rows = _Rows(found)
-    for wanted in torch.arange(shape[0]).split(_block(shape[1])):
-        rows.measure(wanted, add_up(terms, wanted))
-    return rows.report(terms, notes)
+    with torch.device("cpu"):  # whatever the default device is
+        terms = contract(problem, check_values(problem))
+        rows = _Rows(found)
+        for wanted in torch.arange(shape[0]).split(_block(shape[1])):
+            rows.measure(wanted, add_up(terms, wanted))
+        return rows.report(terms, notes)
 
 
 def _excess(actual: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:

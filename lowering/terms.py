@@ -107,7 +107,7 @@ def add_up(terms: Terms, wanted: Tensor) -> Sums:
     """
     problem = terms.problem
     count, n, output_bs = len(wanted), int(problem.n), int(problem.output_bs)
-    ordered = torch.zeros(count, n)
+    ordered = torch.zeros(count, n, dtype=torch.float32)
     exact = torch.zeros(count, n, dtype=torch.float64)
     size = torch.zeros(count, n, dtype=torch.float64)
     added = torch.zeros(count, dtype=torch.int64)

@@ -40,6 +40,20 @@ def test_equal(name):
     assert str(report).startswith("equal to the last bit")
 
 
+def test_defaults_change_nothing():
+    """A default dtype and device, such as a script for a device sets."""
+    case = full()
+    actual = oracle(**{**case, "logit": None, "shared_input": None})
+    plain = npu_lowering.compare(actual, **case)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert npu_lowering.compare(actual, **case) == plain
+    finally:
+        torch.set_default_dtype(default)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_another_order_is_explained(seed):
     case = full(m=300, counts=(100, 0, 120, 60))
