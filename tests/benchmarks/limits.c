@@ -3,21 +3,24 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* An array would live in memory: these are sixteen registers. */
+#define EACH(DO) \
+    DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) DO(12) DO(13) DO(14) DO(15)
+#define START(i) __m512i sum##i = _mm512_set1_epi32(i);
+#define DOT(i) \
+    sum##i = _mm512_dpbusd_epi32(sum##i, a, b); \
+    __asm__ volatile("" : "+v"(sum##i)); /* neither folded nor hoisted */
+#define ADD(i) all = _mm512_add_epi32(all, sum##i);
+
 /* rounds * 16 dot products of 64 bytes; returns something that depends on all of them. */
 __attribute__((target("avx512f,avx512bw,avx512vnni"))) int64_t arithmetic(int64_t rounds) {
-    __m512i sums[16];
     const __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(5);
-    for (int i = 0; i < 16; i++)
-        sums[i] = _mm512_set1_epi32(i);
-    for (int64_t r = 0; r < rounds; r++) {
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++)
-            sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
-        __asm__ volatile("" : : "r"(r) : "memory");
-    }
     __m512i all = _mm512_setzero_si512();
-    for (int i = 0; i < 16; i++)
-        all = _mm512_add_epi32(all, sums[i]);
+    EACH(START)
+    for (int64_t r = 0; r < rounds; r++) {
+        EACH(DOT)
+    }
+    EACH(ADD)
     return _mm512_reduce_add_epi32(all);
 }
 
