@@ -17,14 +17,12 @@ from torch import Tensor
 
 from npu_lowering import fractal_nz, native
 from npu_lowering.checks import Problem, check_values
-from npu_lowering.decomposition import without_autocast
+from npu_lowering.exact import EXACT_K, without_autocast
 
 # Elements of one block of accumulators; 4 bytes each, and two such blocks are alive at a time.
 _BLOCK = 1 << 22
 # Bytes of one block of unpacked 5-D weights.
 _WEIGHT_BLOCK = 1 << 24
-# |x * w| <= 2**14, so a float32 sum of 2**10 products is at most 2**24: exact in any order.
-_EXACT_K = 1 << 10
 # The first k at which an int32 sum may overflow: 2**17 * 2**14 = 2**31.
 _OVERFLOW_K = 1 << 17
 
@@ -135,8 +133,8 @@ def _matmul_int32(x: Tensor, w: Tensor) -> Tensor:
     if _int_mm_is_exact():
         return torch._int_mm(x, w)
     acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int32)
-    for first in range(0, x.shape[1], _EXACT_K):
-        part = slice(first, first + _EXACT_K)
+    for first in range(0, x.shape[1], EXACT_K):
+        part = slice(first, first + EXACT_K)
         with without_autocast(x.device):
             acc += torch.mm(x[:, part].float(), w[part].float()).int()
     return acc

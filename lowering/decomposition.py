@@ -7,15 +7,12 @@ products is at most 2**24, exact in any order.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
 from npu_lowering import fractal_nz, schema
 from npu_lowering.checks import Problem
-
-_EXACT_K = 1 << 10
+from npu_lowering.exact import EXACT_K, without_autocast
 
 
 def run(problem: Problem) -> Tensor:
@@ -73,19 +70,12 @@ def _grouped_matmul(problem: Problem, ends: Tensor, group: Tensor) -> Tensor:
     place = place.clamp(max=2 * e * size - 1)
 
     acc = torch.zeros((), dtype=torch.int32, device=x.device)
-    for start in range(0, k, _EXACT_K):
-        part = slice(start, min(start + _EXACT_K, k))
+    for start in range(0, k, EXACT_K):
+        part = slice(start, min(start + EXACT_K, k))
         with without_autocast(x.device):
             products = torch.bmm(x[:, part][row].float(), w[:, part][expert].float())
         acc = acc + products.int().flatten(0, 1)[place]
     return acc
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Keeps autocast from rounding the sums of a matmul to its own dtype."""
-    if device.type == "meta" or not torch._C._is_any_autocast_enabled():
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def _initial(problem: Problem) -> Tensor:
