@@ -134,7 +134,7 @@ def add_up(terms: Terms, wanted: Tensor) -> Sums:
             exact.index_add_(0, into, y.double())
             size.index_add_(0, into, magnitude)
         added.index_add_(0, into, torch.ones_like(into))
-    roundings = (added + shared - 1).clamp(min=0).unsqueeze(1)
+    roundings = (added + shared - 1).clamp(min=0).unsqueeze(1).double()
     # The last is what float64 itself may have got wrong of the exact sum.
     relative = (roundings + terms.roundings) * UNIT + roundings * 2.0**-52
     # Where nothing is rounded the bound is 0, also of what is infinite.
