@@ -123,6 +123,10 @@ def check(
     for name, value in zip(LATER, (offset, x_dtype, w_dtype, scale_dtype, pertoken_scale_dtype)):
         if value is not None:
             refuse_later(name, value)
+    # torch takes None for any tensor from Python.
+    x = _required("x", x, "int8 (m, k)")
+    w = _required("w", w, "int8 (e, k, n)")
+    group_list = _required("group_list", group_list, "int64 (e,)")
     _check_weight_dtype(w)
     _check_dtype("x", x, torch.int8)
     _check_rank("x", x, "(m, k)")

@@ -150,7 +150,7 @@ def _with_fallback(ours: Kernel, upstream: Kernel) -> Kernel:
     def kernel(*args: Any, **kwargs: Any) -> Tensor:
         call = _by_name(args, kwargs)
         later = {name: call[name] for name in (*checks.LATER, *_unknown(call)) if name in call}
-        covered = checks.is_covered(call["w"], **later)
+        covered = call["w"] is None or checks.is_covered(call["w"], **later)
         return (ours if covered else upstream)(*args, **kwargs)
 
     return kernel

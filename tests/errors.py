@@ -98,6 +98,17 @@ ERRORS = {
         ValueError,
         "group_list must be (e,) = (4,), got shape (4, 1)",
     ),
+    "x_none": Bad(
+        {"x": None}, TypeError, "x is required: expected a tensor, int8 (m, k), got None"
+    ),
+    "w_none": Bad(
+        {"w": None}, TypeError, "w is required: expected a tensor, int8 (e, k, n), got None"
+    ),
+    "group_list_none": Bad(
+        {"group_list": None},
+        TypeError,
+        "group_list is required: expected a tensor, int64 (e,), got None",
+    ),
     "scale_none": Bad(
         {"scale": None},
         TypeError,
