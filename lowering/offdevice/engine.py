@@ -195,7 +195,8 @@ class TorchNpuGraphBase:
         if self._program is None:
             raise GraphError(f"graph {self._name!r} was not compiled")
         inputs, assigned, _ = call
-        with torch.no_grad():  # what the graph computes has no history, as on the device
+        # What the graph computes has no history, as on the device, and asks no default device.
+        with torch.no_grad(), torch.device("cpu"):
             results = self._program.run(inputs, assigned)
         for index, (result, dtype) in enumerate(zip(results, self._dtypes)):
             shape = self._shapes[index] if index < len(self._shapes) else result.shape

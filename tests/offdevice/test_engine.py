@@ -185,6 +185,19 @@ def test_a_model_built_by_hand_runs():
     assert "twice = Add" in made.summary()
 
 
+def test_the_default_device_is_not_asked():
+    model = ge_models.Model()
+    model.data(0, F)
+    model.op("Shape", "sizes", [("x", "in0:0")])
+    model.end("sizes:0")
+    made = engine.TorchNpuGraphBase("hand")
+    made.load(model.blob(), {}, [], [3], 1)
+    made.compile()
+    with torch.device("meta"):
+        (out,) = made.run(([F], [], None))
+    assert out.tolist() == [2, 3]
+
+
 def test_an_in_place_operator_writes_the_callers_memory_and_not_what_was_read_before():
     model = ge_models.Model()
     model.data(0, F)
