@@ -22,8 +22,9 @@
  *   - Four k-rows of a panel, a *quad*, are permuted in registers so that each 32-bit lane holds
  *     four successive k of one column, which is what the dot-product instructions take; four
  *     bytes of x are broadcast untouched.
- *   - A group of few rows streams the weights through registers, once. A larger group stores the
- *     permuted quads as its first block of rows passes, and the other blocks read those.
+ *   - A group of few rows streams the weights through registers, once, or, being two blocks of
+ *     rows, twice. A larger group stores the permuted quads as its first block passes, and the
+ *     other blocks read those.
  *   - Accumulators live in a small buffer in L1 between kernel and dequantisation, so the latter
  *     is plain C that each path compiles for itself, and output rows are touched in wide runs.
  *
@@ -64,7 +65,11 @@
 enum {
     PANEL = 32,      /* columns of a panel: FRACTAL_NZ's inner dimension for int8 */
     MAX_ROWS = 8,    /* rows of a block, at most, over all paths */
+    MAX_BLOCKS = 3,  /* of a group whose ND weights are read in whole rows */
     SCRATCH = 128,   /* k-rows copied at a time where a panel cannot be read in place */
+    ND_ROWS = 128,   /* k-rows of ND at a time: loading and storing accumulators costs little */
+    ND_FEW_ROWS = 16, /* the same for one or two rows of x: few streams through memory */
+    ND_RUN = 16,     /* panels of ND at a time: with ND_ROWS, and the next run, in a small L2 */
 };
 
 /* The call, as native.py packs it: addresses, sizes and strides (in elements). */
@@ -93,8 +98,10 @@ typedef struct {
     int8_t *pack; /* permuted quads: read, or written if not null */
     int64_t pack_panel;
     int64_t panels, quads;
-    const int8_t *next; /* what to prefetch, moving as w does */
-    int64_t next_step;  /* and if w is not read, by that each quad */
+    /* What to prefetch. Where w is read: in runs of next_run bytes, w_row apart. Where packed
+     * quads are: moving as w would, and by next_step each quad. */
+    const int8_t *next;
+    int64_t next_run, next_step;
 } tile_t;
 
 typedef struct {
@@ -103,6 +110,7 @@ typedef struct {
     int flip;       /* 128 if the weights are made unsigned: acc starts at -flip * sum(x) */
     int widen;      /* x is wanted as int16 */
     int quad_bytes; /* of a packed quad; 0 if the path never packs */
+    int unpacked;   /* blocks that a contiguous panel is permuted for anew, sooner than packed */
     int32_t (*sum)(const int8_t *x, int64_t n); /* wanted where flip is */
     void (*direct)(int rows, const tile_t *t); /* from w, storing to pack if not null */
     void (*packed)(int rows, const tile_t *t);
@@ -164,7 +172,7 @@ static void c_direct(int rows, const tile_t *t) {
 
 FINISH(c_finish, )
 
-static const path_t c_path = {"c", MAX_ROWS, 0, 0, 0, NULL, c_direct, NULL, c_finish};
+static const path_t c_path = {"c", MAX_ROWS, 0, 0, 0, 1, NULL, c_direct, NULL, c_finish};
 
 /* Calls a kernel with its number of rows as a constant, so that accumulators are registers. */
 #define ROWS_3(tile, ...)                                                                        \
@@ -219,8 +227,12 @@ enum { DIRECT, STORE, PACKED };
  * two or three per cent of VBMI's single step, and it asks less of the processor.
  *
  * A panel of NZ is a linear stream, and the hardware's own prefetch does best alone. In ND it
- * gives up at the end of each row, and lines ahead are asked for into L2; into L1 they would
- * evict each other, rows being a multiple of its size apart.
+ * gives up at the end of each row, and the lines of the next run are asked for, each row's from
+ * end to end: a page at a time, so that its address is translated once. They go into L2; into L1
+ * they would evict each other, rows being a multiple of its size apart.
+ *
+ * The compiler is kept from holding every multiple of the strides in a register: there are not
+ * enough, and it would keep some of them in vectors.
  */
 AVX512 INLINE void avx512_tile(const int rows, const int mode, const int nz, const tile_t *t) {
     const __m512i low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
@@ -230,6 +242,10 @@ AVX512 INLINE void avx512_tile(const int rows, const int mode, const int nz, con
     const __m512i flip = _mm512_set1_epi8((char)0x80);
     const int32_t *start = t->start;
     const int64_t acc_row = t->acc_row, x_row = t->x_row, w_row = t->w_row;
+    const int64_t skip = w_row - t->next_run;
+    const int8_t *next = t->next, *run_end = next + t->next_run;
+    int64_t x_row3 = 3 * x_row, w_row3 = 3 * w_row;
+    __asm__("" : "+r"(x_row3), "+r"(w_row3));
     for (int64_t p = 0; p < t->panels; p++) {
         int32_t *to = t->acc + p * PANEL;
         __m512i acc[MAX_ROWS][2];
@@ -239,9 +255,11 @@ AVX512 INLINE void avx512_tile(const int rows, const int mode, const int nz, con
             acc[r][0] = start ? _mm512_set1_epi32(start[r]) : _mm512_loadu_si512(from);
             acc[r][1] = start ? acc[r][0] : _mm512_loadu_si512(from + 16);
         }
-        const int8_t *x = t->x;
+        const int8_t *x = t->x, *x3 = x + x_row3;
+        __asm__("" : "+r"(x3));
         const int8_t *w = t->w + p * t->w_panel;
-        const int8_t *next = t->next + p * t->w_panel + (nz || !(p & 1) ? 0 : 2 * w_row);
+        if (mode == PACKED)
+            next = t->next + p * t->w_panel + (p & 1 ? 2 * w_row : 0);
         int8_t *pack = t->pack + p * t->pack_panel;
         for (int64_t q = t->quads; q > 0; q--) {
             __m512i b0, b1;
@@ -259,12 +277,16 @@ AVX512 INLINE void avx512_tile(const int rows, const int mode, const int nz, con
                     w += 4 * PANEL;
                 } else {
                     _mm_prefetch(next, _MM_HINT_T1);
-                    _mm_prefetch(next + w_row, _MM_HINT_T1);
-                    next += 4 * w_row;
+                    _mm_prefetch(next + 64, _MM_HINT_T1);
+                    next += 128;
+                    if (next >= run_end) {
+                        next += skip;
+                        run_end += w_row;
+                    }
                     const __m256i w0 = _mm256_loadu_si256((const void *)w);
                     const __m256i w1 = _mm256_loadu_si256((const void *)(w + w_row));
                     const __m256i w2 = _mm256_loadu_si256((const void *)(w + 2 * w_row));
-                    const __m256i w3 = _mm256_loadu_si256((const void *)(w + 3 * w_row));
+                    const __m256i w3 = _mm256_loadu_si256((const void *)(w + w_row3));
                     z0 = _mm512_inserti64x4(_mm512_castsi256_si512(w0), w1, 1);
                     z1 = _mm512_inserti64x4(_mm512_castsi256_si512(w2), w3, 1);
                     w += 4 * w_row;
@@ -280,12 +302,15 @@ AVX512 INLINE void avx512_tile(const int rows, const int mode, const int nz, con
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++) {
                 int32_t four;
-                memcpy(&four, x + r * x_row, 4);
+                memcpy(&four, r < 3    ? x + r * x_row
+                              : r == 6 ? x + 2 * x_row3
+                                       : x3 + (r - 3) * x_row, 4);
                 const __m512i bytes = _mm512_set1_epi32(four);
                 acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], b0, bytes);
                 acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], b1, bytes);
             }
             x += 4;
+            x3 += 4;
         }
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
@@ -324,7 +349,7 @@ AVX512 static int32_t avx512_sum(const int8_t *x, int64_t n) {
 FINISH(avx512_finish, AVX512)
 
 static const path_t avx512_path = {
-    "avx512vnni", 8, 128, 0, 128, avx512_sum, avx512_direct, avx512_packed, avx512_finish};
+    "avx512vnni", 8, 128, 0, 128, 2, avx512_sum, avx512_direct, avx512_packed, avx512_finish};
 
 /* --------------------------------------------------------------------------- x86-64: AVX2 */
 
@@ -421,7 +446,7 @@ DIRECT_BY_PACKING(avx2_direct, avx2_pack, avx2_packed, 256, 2, AVX2)
 FINISH(avx2_finish, AVX2)
 
 static const path_t avx2_path = {
-    "avx2", 2, 0, 1, 256, NULL, avx2_direct, avx2_packed, avx2_finish};
+    "avx2", 2, 0, 1, 256, 1, NULL, avx2_direct, avx2_packed, avx2_finish};
 
 /* ------------------------------------------------------------------------ x86-64: AVX-VNNI */
 
@@ -507,7 +532,7 @@ DIRECT_BY_PACKING(avxvnni_direct, avxvnni_pack, avxvnni_packed, 128, 1, AVXVNNI)
 FINISH(avxvnni_finish, AVXVNNI)
 
 static const path_t avxvnni_path = {
-    "avxvnni", 3, 128, 0, 128, avxvnni_sum, avxvnni_direct, avxvnni_packed, avxvnni_finish};
+    "avxvnni", 3, 128, 0, 128, 1, avxvnni_sum, avxvnni_direct, avxvnni_packed, avxvnni_finish};
 
 #endif
 
@@ -584,7 +609,7 @@ DIRECT_BY_PACKING(neon_direct, neon_pack, neon_packed, 128, 1, NEON)
 FINISH(neon_finish, NEON)
 
 static const path_t neon_path = {
-    "neon", 3, 0, 0, 128, NULL, neon_direct, neon_packed, neon_finish};
+    "neon", 3, 0, 0, 128, 1, NULL, neon_direct, neon_packed, neon_finish};
 
 #endif /* aarch64 */
 
@@ -621,7 +646,7 @@ struct worker {
     int8_t *pack;        /* pack_panels panels */
     int32_t *acc;        /* a block of rows by a task's columns */
     int64_t acc_row;
-    int8_t *x;           /* a block of rows, where x cannot be read in place */
+    int8_t *x;           /* blocks of rows, where x cannot be read in place */
     int8_t *panel;       /* SCRATCH rows of a panel, where w cannot */
     float *scale, *bias; /* a task's columns */
 };
@@ -702,7 +727,7 @@ static int worker_open(worker_t *s, const job_t *job) {
     const int64_t sizes[] = {
         job->pack_panels * job->quads * job->path->quad_bytes,
         MAX_ROWS * s->acc_row * 4,
-        MAX_ROWS * job->quads * 4 * 2,
+        MAX_BLOCKS * MAX_ROWS * job->quads * 4 * 2,
         SCRATCH * PANEL,
         cols * 4,
         cols * 4,
@@ -726,8 +751,9 @@ static const int8_t *panel_at(const call_t *c, int64_t g, int64_t col) {
     return (const int8_t *)c->w + g * c->w_e + col / PANEL * c->w_n1;
 }
 
-/* Points t at a block of x's rows, copied if they are strided, ragged or wanted as int16. */
-static void take_x(const worker_t *s, tile_t *t, int64_t row, int rows) {
+/* Points t at a block of x's rows, copied if they are strided, ragged or wanted as int16; the copies
+ * of MAX_BLOCKS blocks can be alive at a time. */
+static void take_x(const worker_t *s, tile_t *t, int64_t block, int64_t row, int rows) {
     const job_t *job = s->job;
     const call_t *c = job->c;
     const int8_t *x = (const int8_t *)c->x + row * c->x_row;
@@ -737,15 +763,16 @@ static void take_x(const worker_t *s, tile_t *t, int64_t row, int rows) {
         return;
     }
     const int64_t width = 4 * job->quads;
+    int8_t *copy = s->x + block * MAX_ROWS * width * 2;
     for (int r = 0; r < rows; r++, x += c->x_row) {
         if (job->path->widen) {
-            int16_t *to = (int16_t *)s->x + r * width;
+            int16_t *to = (int16_t *)copy + r * width;
             for (int64_t i = 0; i < c->k; i++)
                 to[i] = x[i * c->x_col];
             for (int64_t i = c->k; i < width; i++)
                 to[i] = 0;
         } else {
-            int8_t *to = s->x + r * width;
+            int8_t *to = copy + r * width;
             if (c->x_col == 1)
                 memcpy(to, x, (size_t)c->k);
             else
@@ -754,7 +781,7 @@ static void take_x(const worker_t *s, tile_t *t, int64_t row, int rows) {
             memset(to + c->k, 0, (size_t)(width - c->k));
         }
     }
-    t->x = s->x;
+    t->x = copy;
     t->x_row = width;
 }
 
@@ -773,13 +800,11 @@ static void take_panel(const worker_t *s, int64_t g, int64_t col, int64_t from, 
     }
 }
 
-/* The k-rows of ND that a run over the columns takes at a time: as few streams through memory as
- * there can be, and enough of them to make up for loading and storing the accumulators. */
-static int64_t nd_rows(int rows, int store) {
-    return store || rows > 2 ? 128 : 16;
-}
-
-/* A block of rows against k-rows [from, to) of panels from col on, straight from the weights. */
+/*
+ * A block of rows against k-rows [from, to) of panels from col on, straight from the weights. ND
+ * has what it reads next prefetched: block->next, in runs as long as its own, or, if that is null,
+ * the k-rows that follow.
+ */
 static void direct_block(const worker_t *s, const tile_t *block, int rows, int64_t g, int64_t col,
                          int64_t panels, int64_t from, int64_t to, int store) {
     const job_t *job = s->job;
@@ -790,37 +815,27 @@ static void direct_block(const worker_t *s, const tile_t *block, int rows, int64
     /* So much is read where it is, and the rest through the scratch panel. */
     const int64_t whole = job->in_place ? least(to, c->k / 4 * 4) : from;
     const int64_t whole_panels = least(panels, (c->n - col) / PANEL);
-    const int64_t k_step = job->nz ? c->k : nd_rows(rows, store);
-    /* ND is prefetched AHEAD columns on, and from the next k-rows where the columns end. */
-    enum { AHEAD = 512 / PANEL };
-    const int64_t split = whole_panels > AHEAD ? whole_panels - AHEAD : 0;
+    const int64_t k_step = job->nz ? c->k : ND_ROWS;
     tile_t t = *block;
     t.pack_panel = pack_panel;
     t.w_row = c->w_i;
     t.w_panel = c->w_n1;
-    for (int64_t k0 = from; k0 < whole; k0 += k_step) {
+    t.panels = whole_panels;
+    t.next_run = whole_panels * PANEL;
+    for (int64_t k0 = from; k0 < whole && whole_panels; k0 += k_step) {
         t.quads = least(whole - k0, k_step) / 4;
         t.x = block->x + k0 * x_bytes;
         t.start = k0 == from ? block->start : NULL;
-        for (int64_t p = 0; p < whole_panels; p += t.panels) {
-            t.acc = block->acc + p * PANEL;
-            t.w = panel_at(c, g, col + p * PANEL) + k0 * c->w_i;
-            t.pack = store ? s->pack + p * pack_panel + k0 / 4 * path->quad_bytes : NULL;
-            if (job->nz) {
-                t.panels = whole_panels;
-            } else if (p < split) {
-                t.panels = split - p;
-                t.next = t.w + (whole_panels - split) * PANEL;
-            } else {
-                t.panels = whole_panels - p;
-                t.next = t.w - split * PANEL + k_step * c->w_i;
-            }
-            path->direct(rows, &t);
-        }
+        t.w = panel_at(c, g, col) + k0 * c->w_i;
+        t.next = block->next ? block->next : t.w + k_step * c->w_i;
+        t.pack = store ? s->pack + k0 / 4 * path->quad_bytes : NULL;
+        path->direct(rows, &t);
     }
     t.w = s->panel;
     t.w_row = PANEL;
     t.panels = 1;
+    t.next = s->panel;
+    t.next_run = PANEL;
     for (int64_t p = 0; p < panels; p++) {
         t.acc = block->acc + p * PANEL;
         for (int64_t k0 = p < whole_panels ? whole : from; k0 < to; k0 += SCRATCH) {
@@ -888,8 +903,10 @@ static void run_group(const worker_t *s, int64_t live, int64_t col, int64_t cols
     const path_t *path = job->path;
     const int64_t g = job->live[live], row = first_row(job, g);
     const int64_t rows = first_row(job, g + 1) - row, blocks = over(rows, path->rows);
-    const int store = blocks > 1 && path->quad_bytes;
-    const int64_t step = (store ? job->pack_panels : job->task_panels) * PANEL;
+    const int store = blocks > (job->nz ? path->unpacked : 1) && path->quad_bytes;
+    /* The second block finds a panel in L2. */
+    const int64_t together = store ? job->pack_panels : blocks > 1 ? 1 : job->task_panels;
+    const int64_t step = together * PANEL;
     take_scales(s, g, col, cols);
     for (int64_t off = 0; off < cols; off += step) {
         const int64_t width = least(cols - off, step), panels = over(width, PANEL);
@@ -901,7 +918,7 @@ static void run_group(const worker_t *s, int64_t live, int64_t col, int64_t cols
             const int64_t from = row + rows * b / blocks;
             const int block = (int)(row + rows * (b + 1) / blocks - from);
             tile_t t = {.acc = s->acc, .acc_row = s->acc_row, .start = job->start + from};
-            take_x(s, &t, from, block);
+            take_x(s, &t, 0, from, block);
             /* A large output is far away: have it near when it is wanted. */
             for (int r = 0; store && r < block; r++)
                 for (int64_t j = 0; j < width; j += 16)
@@ -931,21 +948,34 @@ static void run_columns(const worker_t *s, int64_t task) {
 static void run_rows(const worker_t *s, int64_t task) {
     static const int32_t zeros[MAX_ROWS];
     const job_t *job = s->job;
+    const call_t *c = job->c;
     const int64_t slice = task % job->slices, k0 = slice * job->slice_k;
-    const int64_t k1 = least(k0 + job->slice_k, job->c->k);
+    const int64_t k1 = least(k0 + job->slice_k, c->k);
     const int64_t g = job->live[job->first + task / job->slices], row = first_row(job, g);
     const int64_t rows = first_row(job, g + 1) - row, blocks = over(rows, job->path->rows);
     const int64_t sums_row = job->panels * PANEL;
-    const int64_t step = nd_rows((int)least(rows, job->path->rows), 0);
+    const int64_t step = rows <= 2 ? ND_FEW_ROWS : ND_ROWS;
+    const int64_t run = rows <= 2 ? job->panels : least(ND_RUN, job->panels);
+    tile_t t[MAX_BLOCKS];
+    int64_t from[MAX_BLOCKS + 1];
+    for (int64_t b = 0; b <= blocks; b++)
+        from[b] = rows * b / blocks;
+    for (int64_t b = 0; b < blocks; b++) {
+        t[b] = (tile_t){.acc_row = sums_row};
+        take_x(s, &t[b], b, row + from[b], (int)(from[b + 1] - from[b]));
+    }
+    int32_t *sums = job->sums + (slice * job->batch_rows + row - job->first_row) * sums_row;
     for (int64_t k = k0; k < k1; k += step)
-        for (int64_t b = 0; b < blocks; b++) {
-            const int64_t from = row + rows * b / blocks;
-            const int block = (int)(row + rows * (b + 1) / blocks - from);
-            tile_t t = {.acc_row = sums_row};
-            t.acc = job->sums + (slice * job->batch_rows + from - job->first_row) * sums_row;
-            t.start = k > k0 ? NULL : slice ? zeros : job->start + from;
-            take_x(s, &t, from, block);
-            direct_block(s, &t, block, g, 0, job->panels, k, least(k + step, k1), 0);
+        for (int64_t p = 0; p < job->panels; p += run) {
+            const int8_t *next = p + run < job->panels ? panel_at(c, g, (p + run) * PANEL)
+                                                       : panel_at(c, g, 0) + step * c->w_i;
+            for (int64_t b = 0; b < blocks; b++) {
+                t[b].acc = sums + from[b] * sums_row + p * PANEL;
+                t[b].start = k > k0 ? NULL : slice ? zeros : job->start + row + from[b];
+                t[b].next = next + k * c->w_i;
+                direct_block(s, &t[b], (int)(from[b + 1] - from[b]), g, p * PANEL,
+                             least(run, job->panels - p), k, least(k + step, k1), 0);
+            }
         }
 }
 
@@ -1194,6 +1224,7 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
     enum {
         PACK_BYTES = 256 << 10, /* of packed panels: half of a small L2 */
         SUM_BYTES = 8 << 20,    /* of a batch's sums */
+        SUMS_SHARE = 64,        /* and no more than this part of its weights' bytes, if it can be */
         NZ_PANELS = 28,         /* of a task: long streams, yet tasks enough to even out */
         ND_PANELS = 56,         /* the same: wide, to use what of each page is near */
         SMALL = 1 << 20,        /* multiplications that are done before another thread wakes */
@@ -1220,9 +1251,11 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
     job.task_panels = over(job.panels, threads * over(job.panels, suits));
     const int64_t tasks = over(job.panels, job.task_panels);
 
-    if (threads > 1 && job.in_place && !job.nz && most <= 2 * job.path->rows) {
-        const int64_t wanted = least(over(4 * threads, job.lives), over(c->k, 512));
-        job.slice_k = over(over(c->k, wanted), SCRATCH) * SCRATCH;
+    if (threads > 1 && job.in_place && !job.nz && most <= MAX_BLOCKS * job.path->rows) {
+        /* Tasks enough to even out, as long as the sums are small beside the weights. */
+        const int64_t small = c->k * job.lives / (SUMS_SHARE * 4 * job.rows);
+        const int64_t wanted = least(over(16 * threads, job.lives), small > 1 ? small : 1);
+        job.slice_k = over(over(c->k, wanted), 4 * ND_ROWS) * 4 * ND_ROWS;
         job.slices = over(c->k, job.slice_k);
         const int64_t row_bytes = job.slices * job.panels * PANEL * 4;
         const int64_t room = SUM_BYTES / row_bytes > most ? SUM_BYTES / row_bytes : most;
