@@ -6,9 +6,10 @@ all of them take: counts and not totals, a logit and a shared_input always, and 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -139,12 +140,17 @@ def _node(
     tuning_config: Sequence[int] | None,
 ) -> Tensor:
     """The node, through the builder of the TorchAIR at hand, naming nothing that it lacks."""
-    known = inspect.signature(ge.GroupedMatmulFinalizeRouting).parameters
+    known = _parameters(ge.GroupedMatmulFinalizeRouting)
     if "offset" in known:  # an optional input, but without a default
         inputs = {**inputs, "offset": None}
     if tuning_config and "tuning_config" in known:
         attributes = {**attributes, "tuning_config": list(tuning_config)}
     return ge.GroupedMatmulFinalizeRouting(x, w, **inputs, **attributes)
+
+
+@functools.cache
+def _parameters(builder: Callable[..., Tensor]) -> frozenset[str]:
+    return frozenset(inspect.signature(builder).parameters)
 
 
 def _check_node(problem: Problem) -> None:

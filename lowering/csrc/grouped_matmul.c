@@ -1251,7 +1251,7 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
     job.task_panels = over(job.panels, threads * over(job.panels, suits));
     const int64_t tasks = over(job.panels, job.task_panels);
 
-    if (threads > 1 && job.in_place && !job.nz && most <= MAX_BLOCKS * job.path->rows) {
+    if (job.in_place && !job.nz && most <= MAX_BLOCKS * job.path->rows) {
         /* Tasks enough to even out, as long as the sums are small beside the weights. */
         const int64_t small = c->k * job.lives / (SUMS_SHARE * 4 * job.rows);
         const int64_t wanted = least(over(16 * threads, job.lives), small > 1 ? small : 1);

@@ -8,6 +8,7 @@ for the pictures and the peer. Writes results.md, results.json and two PNG files
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -15,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
+import npu_lowering  # isort: skip -- where torch_npu is installed without CANN, torch needs it
 
-import npu_lowering
+import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import limits  # noqa: E402
@@ -168,19 +169,43 @@ def in_a_process(sizes, peers, seconds, threads):
 
 
 def overhead(seconds):
-    """A tiny call, against the torch ops that it stands for, and compiled."""
+    """A tiny call, against the torch ops that it stands for, and compiled.
+
+    What torch.compile adds to any function shows in one that does next to nothing with the same
+    inputs.
+    """
     case = call(2, 64, 64, 4)
     operator = torch.ops.npu.npu_grouped_matmul_finalize_routing
-    compiled = torch.compile(lambda: operator(**case), fullgraph=True)
+    sizes = {name: value for name, value in case.items() if not isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in case.items() if name not in sizes}
+
+    @torch.compile(fullgraph=True)
+    def compiled(tensors):
+        return operator(**tensors, **sizes)
+
+    @torch.compile(fullgraph=True)
+    def nothing(tensors):
+        return torch.stack([tensor.flatten()[0].float() for tensor in tensors.values()])
+
     with torch.inference_mode():
         return interleaved(
             {
                 "operator": lambda: operator(**case),
-                "torch ops": lambda: int_mm_loop(case),
-                "compiled": compiled,
+                "the torch ops it stands for": lambda: int_mm_loop(case),
+                "operator, compiled": lambda: compiled(tensors),
+                "next to nothing, compiled": lambda: nothing(tensors),
             },
             seconds,
         )
+
+
+def lowering(seconds):
+    """Our converter and upstream's; None where TorchAIR cannot be had."""
+    if importlib.util.find_spec("torch_npu") is None:
+        return None
+    command = [sys.executable, str(Path(__file__).with_name("lowering.py")), str(seconds)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def importing():
@@ -192,6 +217,11 @@ def importing():
     )
     runs = [subprocess.check_output([sys.executable, "-c", program], text=True) for _ in range(5)]
     return min(map(float, runs))
+
+
+def times(measured):
+    """Minimum and median of each as a list."""
+    return "".join(f"* {name}: {a:.3f} ({b:.3f})\n" for name, (a, b) in measured.items())
 
 
 def table(rows):
@@ -272,17 +302,18 @@ def main():
         "rows": [in_a_process(sizes, peers, seconds, threads) for sizes in ROWS],
         "overhead": overhead(1),
         "import": importing(),
+        "lowering": lowering(5 * seconds),
     }
     text = table(results["rows"]) + "\n\nTiny call, milliseconds: minimum (median)\n\n"
-    text += "\n".join(
-        f"* {name}: {a:.4f} ({b:.4f})" for name, (a, b) in results["overhead"].items()
-    )
-    text += f"* import npu_lowering after torch: {results['import']:.1f}\n"
+    text += times(results["overhead"])
+    text += f"\nimport npu_lowering after torch: {results['import']:.1f} ms\n"
+    if results["lowering"]:
+        text += "\nLowering, milliseconds: minimum (median)\n\n" + times(results["lowering"])
     if not options.quick:
         results["tokens"] = [in_a_process(s, ["int_mm"], 1, threads) for s in SCALING]
         results["experts"] = [in_a_process(s, ["int_mm"], 1, threads) for s in EXPERTS]
         results["one thread"] = [in_a_process(s, ["int_mm"], 1, 1) for s in ROWS]
-        for name in ("experts", "one thread"):
+        for name in ("tokens", "experts", "one thread"):
             text += f"\n{name}\n\n" + table(results[name]) + "\n"
         pictures(results["rows"], results["tokens"], options.output)
     (options.output / "results.json").write_text(json.dumps(results, indent=1))
