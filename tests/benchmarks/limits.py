@@ -4,19 +4,24 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 DOT = 16 * 64  # multiplications and adds a round of limits.c
+ROUNDS = 500_000
+BYTES = 1 << 28
 
 
-def measure(threads):
-    """(multiply-accumulates a second, bytes read a second), or None without cc or VNNI."""
+def functions(threads):
+    """name -> (a function, how much it does), to be timed beside what they limit.
+
+    "arithmetic" does so many multiply-accumulates, "memory" reads so many bytes; their time scales
+    with that. Empty without cc or VNNI.
+    """
     if shutil.which("cc") is None or "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
-        return None
+        return {}
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "limits.so"
         source = Path(__file__).with_name("limits.c")
@@ -24,27 +29,18 @@ def measure(threads):
         limits = ctypes.CDLL(str(library))
     for function in (limits.arithmetic, limits.stream):
         function.restype = ctypes.c_int64
-    memory = torch.ones(1 << 29, dtype=torch.int8)
-    part = memory.numel() // threads // 256 * 256
-    rounds = 4_000_000
-    starts = [memory.data_ptr() + i * part for i in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        arithmetic = best(
-            lambda: list(pool.map(lambda _: limits.arithmetic(ctypes.c_int64(rounds)), starts))
-        )
-        stream = best(
-            lambda: list(
-                pool.map(lambda s: limits.stream(ctypes.c_void_p(s), ctypes.c_int64(part)), starts)
-            )
-        )
-    return threads * rounds * DOT / arithmetic, threads * part / stream
+    part = BYTES // threads // 256 * 256
+    parts = torch.ones(threads * part, dtype=torch.int8).split(part)
+    pool = ThreadPoolExecutor(threads)
 
+    def arithmetic():
+        list(pool.map(limits.arithmetic, [ctypes.c_int64(ROUNDS)] * threads))
 
-def best(function, repeats=7):
-    """The least of some times, in seconds."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    def stream():
+        sizes = [ctypes.c_int64(part)] * threads
+        list(pool.map(limits.stream, [ctypes.c_void_p(p.data_ptr()) for p in parts], sizes))
+
+    return {
+        "arithmetic": (arithmetic, threads * ROUNDS * DOT),
+        "memory": (stream, threads * part),
+    }

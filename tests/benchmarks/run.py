@@ -146,14 +146,15 @@ def one_row(sizes, peers, seconds, threads):
                 torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
             else:
                 assert torch.equal(actual, expected), f"{name} is wrong"
+        ceilings = limits.functions(threads)
+        functions.update({f"limit_{name}": function for name, (function, _) in ceilings.items()})
         times = interleaved(functions, seconds)
     _, k, n, _ = sizes
     used = int((case["group_list"] > 0).sum())
-    ceiling = limits.measure(threads)
-    if ceiling:
-        arithmetic, stream = ceiling
-        times["limit_arithmetic"] = (case["x"].shape[0] * k * n / arithmetic * 1e3,) * 2
-        times["limit_memory"] = (used * k * n / stream * 1e3,) * 2
+    work = {"arithmetic": case["x"].shape[0] * k * n, "memory": used * k * n}
+    for name, (_, does) in ceilings.items():
+        measured = times[f"limit_{name}"]
+        times[f"limit_{name}"] = tuple(time * work[name] / does for time in measured)
     return {"sizes": sizes, "threads": threads, "path": native.path(), "milliseconds": times}
 
 
