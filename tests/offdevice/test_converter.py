@@ -1,5 +1,6 @@
 """The lowering of the operator: through the real TorchAIR to one GE node, and to the same bits."""
 
+import contextlib
 import importlib
 import inspect
 import itertools
@@ -36,13 +37,22 @@ def _fresh_dynamo(torchair):
     torch._dynamo.reset()
 
 
+@contextlib.contextmanager
+def configured():
+    """A configuration of TorchAIR's, which lets every warning through while it is made."""
+    import torchair
+
+    with warnings.catch_warnings():
+        yield torchair.CompilerConfig()
+
+
 def backend(**config):
     import torchair
 
-    configuration = torchair.CompilerConfig()
-    for name, value in config.items():
-        setattr(getattr(configuration, name), *value)
-    return torchair.get_npu_backend(compiler_config=configuration)
+    with configured() as configuration:
+        for name, value in config.items():
+            setattr(getattr(configuration, name), *value)
+        return torchair.get_npu_backend(compiler_config=configuration)
 
 
 def function(case):
@@ -321,9 +331,9 @@ def test_graph_dump(tmp_path, monkeypatch):
     import torchair
 
     monkeypatch.chdir(tmp_path)
-    configuration = torchair.CompilerConfig()
-    configuration.debug.graph_dump.type = "pbtxt"
-    made = torchair.get_npu_backend(compiler_config=configuration)
+    with configured() as configuration:
+        configuration.debug.graph_dump.type = "pbtxt"
+        made = torchair.get_npu_backend(compiler_config=configuration)
     torch.compile(function, backend=made, fullgraph=True)(call())
     (file, *_) = sorted(tmp_path.rglob("*.pbtxt"))
     assert TYPE in file.read_text(encoding="utf-8")
