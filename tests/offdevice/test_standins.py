@@ -238,6 +238,43 @@ def test_nowhere_to_write(found, home, monkeypatch):
     assert str(home) in str(raised.value)
 
 
+def test_a_cache_on_a_full_disk(home, python):
+    """Half a file was written when there was no room left: it goes, and is nowhere loaded from."""
+    full = f"""{LIGHT}
+import errno, os
+fsync = os.fsync
+def full(descriptor):
+    if os.readlink(f"/proc/self/fd/{{descriptor}}").startswith({str(home)!r}):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    fsync(descriptor)
+os.fsync = full
+"""
+    output, errors = python("-c", full + LOAD, env={"XDG_CACHE_HOME": str(home)})
+    assert output.startswith("200001|")
+    assert "the cache cannot be used: [Errno 28] No space left on device" in output
+    assert errors == ""  # that is how many containers are
+    assert not [path for path in home.rglob("*") if path.is_file()]
+
+
+def test_every_disk_is_full(home, python):
+    """No file may become longer than a page, as where the last page of a disk was just taken."""
+    program = f"""{LIGHT}
+import resource
+from npu_lowering.offdevice import OffDeviceError, standins, wheels
+found = wheels.find_wheels()
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    standins.load(found)
+except OffDeviceError as error:
+    print(error)
+"""
+    output, errors = python("-c", program, env={"XDG_CACHE_HOME": str(home)})
+    assert "the stand-in libraries cannot be written to or loaded from" in output
+    assert "nor from the cache: the cache cannot be used: " in output
+    assert errors == ""
+    assert not [path for path in home.rglob("*") if path.is_file()]
+
+
 def test_a_relative_cache_home_is_ignored(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
