@@ -227,14 +227,14 @@ def times(measured):
 
 def table(rows):
     """The rows as Markdown: minimum (median) in milliseconds, and ratios of minima."""
-    names = [name for name in rows[0]["milliseconds"] if not name.startswith("limit")]
+    names = [name for name in names_of(rows) if not name.startswith("limit")]
     head = ["e, k, n, tokens", *names, "larger limit", "nd / limit", "nz / limit"]
     peer = "zentorch" in names
     head += ["nd / zentorch", "nz / zentorch"] if peer else []
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         t = row["milliseconds"]
-        limit = max(t.get("limit_arithmetic", (0,))[0], t.get("limit_memory", (0,))[0])
+        limit = larger_limit(row)
         cells = [", ".join(map(str, row["sizes"]))]
         cells += [f"{t[name][0]:.2f} ({t[name][1]:.2f})" for name in names]
         cells += [
@@ -246,40 +246,67 @@ def table(rows):
     return "\n".join(lines)
 
 
+# What each is called in a picture, and its colour; limits are drawn in greys.
+LOOKS = {
+    "nd": ("3-D w", "tab:blue"),
+    "nz": ("5-D w (FRACTAL_NZ)", "tab:orange"),
+    "int_mm": ("loop over torch._int_mm", "tab:green"),
+    "zentorch": ("zentorch", "tab:red"),
+    "limit_arithmetic": ("limit: VNNI arithmetic", "dimgray"),
+    "limit_memory": ("limit: reading the weights", "darkgray"),
+}
+
+
 def pictures(rows, scaling, folder):
     """Time against tokens with the limits drawn in, and bars of ratios to the larger limit."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
-    names = list(scaling[0]["milliseconds"])
+    names = names_of(scaling)
     figure, axes = pyplot.subplots(figsize=(8, 5))
+    tokens = [row["sizes"][3] for row in scaling]
     for name in names:
+        label, colour = LOOKS[name]
         style = "--" if name.startswith("limit") else "o-"
-        times = [row["milliseconds"][name][0] for row in scaling]
-        axes.plot([row["sizes"][3] for row in scaling], times, style, label=name, markersize=4)
+        measured = [row["milliseconds"][name][0] for row in scaling]
+        axes.plot(tokens, measured, style, label=label, color=colour, markersize=4)
     axes.set(xscale="log", yscale="log", xlabel="tokens, 8 rows each", ylabel="milliseconds")
-    axes.set_title("e = 8, k = 768, n = 2048")
+    axes.set_xticks(tokens, [str(count) for count in tokens], rotation=45)
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    e, k, n, _ = scaling[0]["sizes"]
+    axes.set_title(f"{e} experts, k = {k}, n = {n}, {scaling[0]['threads']} threads")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(folder / "tokens.png", dpi=120, bbox_inches="tight")
 
-    measured = [name for name in rows[0]["milliseconds"] if not name.startswith("limit")]
+    names = [name for name in names_of(rows) if not name.startswith("limit")]
     figure, axes = pyplot.subplots(figsize=(9, 5))
-    for i, name in enumerate(measured):
-        ratios = []
-        for row in rows:
-            t = row["milliseconds"]
-            ratios.append(t[name][0] / max(t["limit_arithmetic"][0], t["limit_memory"][0]))
-        places = [j + (i - len(measured) / 2) * 0.2 for j in range(len(rows))]
-        axes.bar(places, ratios, 0.19, label=name, align="edge")
+    for i, name in enumerate(names):
+        label, colour = LOOKS[name]
+        ratios = [row["milliseconds"][name][0] / larger_limit(row) for row in rows]
+        places = [j + (i - len(names) / 2) * 0.2 for j in range(len(rows))]
+        axes.bar(places, ratios, 0.19, label=label, color=colour, align="edge")
     axes.axhline(1, color="black", linewidth=1)
     labels = [", ".join(map(str, row["sizes"])) for row in rows]
     axes.set_xticks(range(len(rows)), labels, rotation=25, ha="right")
-    axes.set(yscale="log", ylabel="time / the larger limit", title="e, k, n, tokens")
+    axes.set(xlabel="experts, k, n, tokens", ylabel="time / the larger of the two limits")
     axes.legend()
     figure.savefig(folder / "ratios.png", dpi=120, bbox_inches="tight")
+
+
+def names_of(rows):
+    """What was measured in every row, in the order of the pictures."""
+    return [name for name in LOOKS if name in rows[0]["milliseconds"]]
+
+
+def larger_limit(row):
+    """The larger of a row's limits in milliseconds; 0 where none was measured."""
+    return max(
+        (t[0] for name, t in row["milliseconds"].items() if name.startswith("limit")), default=0
+    )
 
 
 def main():
@@ -316,7 +343,8 @@ def main():
         results["one thread"] = [in_a_process(s, ["int_mm"], 1, 1) for s in ROWS]
         for name in ("tokens", "experts", "one thread"):
             text += f"\n{name}\n\n" + table(results[name]) + "\n"
-        pictures(results["rows"], results["tokens"], options.output)
+        if larger_limit(results["rows"][0]):
+            pictures(results["rows"], results["tokens"], options.output)
     (options.output / "results.json").write_text(json.dumps(results, indent=1))
     (options.output / "results.md").write_text(text)
     print(text)
