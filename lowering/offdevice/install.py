@@ -6,10 +6,12 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import sys
 import threading
 import types
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from npu_lowering import schema
@@ -55,22 +57,8 @@ def install() -> bool:
             return False
         found = wheels.find_wheels()
         _refuse_other_engine()
-        # Defines our operators where torch_npu has not.
-        register = _import("npu_lowering.register")
-        if "torch_npu" not in sys.modules:
-            # A second definition of an operator, from C++, would end the process without an
-            # exception. So ours go first, and come back as kernels.
-            old = _operators()
-            register.withdraw()
-            try:
-                _refuse_other_definitions()
-                standins.load(found)
-                _import_torch_npu()
-            finally:
-                register.register()
-                _renew(old)
-        os.environ[_AUTOLOAD] = "0"  # torch_npu sets it, too
-        _replace_engine()
+        with _signals_kept():
+            _bring_in(found)
         importlib.import_module("npu_lowering.converters").register()
         _installed = True
         return True
@@ -79,6 +67,44 @@ def install() -> bool:
 def is_installed() -> bool:
     """Whether :func:`install` has made this process one that runs off the device."""
     return _installed
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Take back what TorchAIR makes of signals while it is imported.
+
+    Its handlers of Ctrl-C and of SIGTERM finalise the graph engine, ignore the signal from then on
+    and send it again: the process goes on, and nothing but SIGKILL ends it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread can set a handler, and TorchAIR does not try
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            if handler is not None:  # else it is one of C, which Python cannot set
+                signal.signal(number, handler)
+
+
+def _bring_in(found: wheels.Wheels) -> None:
+    # Defines our operators where torch_npu has not.
+    register = _import("npu_lowering.register")
+    if "torch_npu" not in sys.modules:
+        # A second definition of an operator, from C++, would end the process without an
+        # exception. So ours go first, and come back as kernels.
+        old = _operators()
+        register.withdraw()
+        try:
+            _refuse_other_definitions()
+            standins.load(found)
+            _import_torch_npu()
+        finally:
+            register.register()
+            _renew(old)
+    os.environ[_AUTOLOAD] = "0"  # torch_npu sets it, too
+    _replace_engine()
 
 
 def _import_torch_npu() -> None:

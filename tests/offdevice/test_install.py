@@ -1,5 +1,7 @@
 """install(), in processes that have imported this or that before."""
 
+import signal
+
 import pytest
 
 pytestmark = pytest.mark.usefixtures("found")
@@ -82,6 +84,16 @@ assert torch.equal(torch.compile(lambda: call(packet), backend="aot_eager", full
 """
 
 # The reverse: torchair with its own engine, over stand-ins that someone else has loaded.
+SIGNALLED = """
+import os, time
+from npu_lowering import offdevice
+offdevice.install()
+import torch, torchair
+backend = torchair.get_npu_backend(compiler_config=torchair.CompilerConfig())
+torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+os.kill(os.getpid(), {0:d})
+time.sleep(60)
+"""
 TORCHAIR_FIRST = """
 from npu_lowering.offdevice import OffDeviceError, install, standins, wheels
 standins.load(wheels.find_wheels())
@@ -99,6 +111,13 @@ def test_install(program, python):
     output, errors = python("-c", program)
     assert output == ""
     assert "ASCEND_HOME_PATH" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_as_ever(number, python):
+    """TorchAIR's own handlers would swallow the first one, and ignore those that follow."""
+    _, errors = python("-c", SIGNALLED.format(number), code=-number)
+    assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
 
 
 def test_an_engine_that_is_in_place_already(python):
