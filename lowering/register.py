@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -38,6 +39,31 @@ Kernel = Callable[..., Tensor]
 _HOME = "_npu_lowering_registration"
 
 
+@dataclass(frozen=True)
+class Operator:
+    """An operator that this package defines or attaches to.
+
+    Attributes:
+        name: the name in its namespace.
+        schema: what is defined where torch_npu does not define it.
+        kernels: ours, by dispatch key, without the fake.
+        fake: ours for the key Meta.
+        covers: whether a call is for our fake; torch_npu's own, where it has one, is for the rest.
+            None where torch_npu's is for every call.
+    """
+
+    name: str
+    schema: str
+    kernels: Mapping[str, Kernel]
+    fake: Kernel
+    covers: Callable[..., bool] | None = None
+
+    @property
+    def qualname(self) -> str:
+        """The name with its namespace."""
+        return f"{schema.NAMESPACE}::{self.name}"
+
+
 @dataclass
 class _Registration:
     """What this package has put into the dispatcher.
@@ -52,7 +78,7 @@ class _Registration:
 
 
 def register() -> None:
-    """Define the operator or attach to it; calling it again changes nothing."""
+    """Define each operator or attach to it; calling it again changes nothing."""
     registration = _registration()
     if registration.libraries:
         return
@@ -61,23 +87,14 @@ def register() -> None:
     definitions = torch.library.Library(schema.NAMESPACE, "FRAGMENT")
     kernels = torch.library.Library(schema.NAMESPACE, "IMPL")
     registration.libraries.extend((definitions, kernels))
-    for qualname, text in (
-        (schema.QUALNAME, schema.SCHEMA),
-        (schema.FORMAT_CAST_QUALNAME, schema.FORMAT_CAST_SCHEMA),
-    ):
-        if not is_defined(qualname):
-            definitions.define(text)
-            registration.owned.add(qualname)
-    upstream_meta = _upstream_meta()
-    for key, kernel in (
-        ("CPU", _cpu),
-        ("Meta", _fake if upstream_meta is None else _with_fallback(_fake, upstream_meta)),
-        ("Autograd", _autograd),
-    ):
-        _impl(kernels, schema.NAME, kernel, key)
-    _impl(kernels, schema.FORMAT_CAST_NAME, format_cast.run, "CPU")
-    if not _has_kernel(schema.FORMAT_CAST_QUALNAME, "Meta"):
-        _impl(kernels, schema.FORMAT_CAST_NAME, format_cast.run, "Meta")
+    for operator in OPERATORS:
+        if not is_defined(operator.qualname):
+            definitions.define(operator.schema)
+            registration.owned.add(operator.qualname)
+        for key, kernel in operator.kernels.items():
+            _impl(kernels, operator.name, kernel, key)
+        if operator.covers is not None or not _has_kernel(operator.qualname, "Meta"):
+            _impl(kernels, operator.name, _with_fallback(operator), "Meta")
 
 
 def withdraw() -> None:
@@ -96,8 +113,8 @@ def withdraw() -> None:
     registration.libraries.clear()
     registration.owned.clear()
     namespace = getattr(torch.ops, schema.NAMESPACE)
-    for name in (schema.NAME, schema.FORMAT_CAST_NAME):
-        namespace.__dict__.pop(name, None)
+    for operator in OPERATORS:
+        namespace.__dict__.pop(operator.name, None)
 
 
 def is_defined(qualname: str) -> bool:
@@ -144,14 +161,38 @@ def _autograd(*args: Any, **kwargs: Any) -> Tensor:
     return autograd.run(op(), _by_name(args, kwargs))
 
 
-def _with_fallback(ours: Kernel, upstream: Kernel) -> Kernel:
-    """Ours where it covers the call, upstream's for the rest."""
+def _covers(*args: Any, **kwargs: Any) -> bool:
+    call = _by_name(args, kwargs)
+    later = {name: call[name] for name in (*checks.LATER, *_unknown(call)) if name in call}
+    return call["w"] is None or checks.is_covered(call["w"], **later)
+
+
+OPERATORS = (
+    Operator(
+        name=schema.NAME,
+        schema=schema.SCHEMA,
+        kernels={"CPU": _cpu, "Autograd": _autograd},
+        fake=_fake,
+        covers=_covers,
+    ),
+    Operator(
+        name=schema.FORMAT_CAST_NAME,
+        schema=schema.FORMAT_CAST_SCHEMA,
+        kernels={"CPU": format_cast.run},
+        fake=format_cast.run,
+    ),
+)
+"""Every operator of this package; :func:`register` and :func:`withdraw` go by it."""
+
+
+def _with_fallback(operator: Operator) -> Kernel:
+    """Our fake where it covers the call, upstream's for the rest."""
+    ours, covers, upstream = operator.fake, operator.covers, _upstream_meta(operator.name)
+    if covers is None or upstream is None:
+        return ours
 
     def kernel(*args: Any, **kwargs: Any) -> Tensor:
-        call = _by_name(args, kwargs)
-        later = {name: call[name] for name in (*checks.LATER, *_unknown(call)) if name in call}
-        covered = call["w"] is None or checks.is_covered(call["w"], **later)
-        return (ours if covered else upstream)(*args, **kwargs)
+        return (ours if covers(*args, **kwargs) else upstream)(*args, **kwargs)
 
     return kernel
 
@@ -205,11 +246,11 @@ def _has_kernel(qualname: str, key: str) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualname, key))
 
 
-def _upstream_meta() -> Kernel | None:
+def _upstream_meta(operator: str) -> Kernel | None:
     """torch_npu's own Meta function, a plain Python function of one of its modules."""
     for name, module in list(sys.modules.items()):
         if name.startswith("torch_npu.") and name.endswith("._meta_registrations"):
-            found: Kernel | None = getattr(module, f"{schema.NAME}_meta", None)
+            found: Kernel | None = getattr(module, f"{operator}_meta", None)
             if found is not None:
                 return found
     return None

@@ -127,8 +127,10 @@ def _operators() -> list[Any]:
     """What torch.ops has handed out for our operators."""
     import torch
 
+    from npu_lowering.register import OPERATORS
+
     made = vars(getattr(torch.ops, schema.NAMESPACE))
-    return [made[name] for name in (schema.NAME, schema.FORMAT_CAST_NAME) if name in made]
+    return [made[operator.name] for operator in OPERATORS if operator.name in made]
 
 
 def _renew(packets: list[Any]) -> None:
