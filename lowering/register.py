@@ -122,9 +122,9 @@ def is_defined(qualname: str) -> bool:
     return bool(torch._C._jit_get_schemas_for_operator(qualname))
 
 
-def op() -> Any:
-    """The operator's overload, whoever defined it."""
-    return getattr(getattr(torch.ops, schema.NAMESPACE), schema.NAME).default
+def op(name: str = schema.NAME) -> Any:
+    """An operator's overload, whoever defined it."""
+    return getattr(getattr(torch.ops, schema.NAMESPACE), name).default
 
 
 def decompositions() -> dict[Any, Kernel]:
@@ -230,16 +230,16 @@ def _impl(library: torch.library.Library, name: str, kernel: Kernel, key: str) -
     _registration().owned.add(f"{schema.NAMESPACE}::{name}/{key}")
 
 
-def owner(key: str = "") -> str:
-    """Who registered the operator's kernel for a dispatch key, or, without one, its schema.
+def owner(key: str = "", qualname: str = schema.QUALNAME) -> str:
+    """Who registered an operator's kernel for a dispatch key, or, without one, its schema.
 
     Returns:
         ``"ours"``, ``"upstream's"`` or ``"none"``.
     """
-    if key and not _has_kernel(schema.QUALNAME, key):
+    if key and not _has_kernel(qualname, key):
         return "none"
-    name = f"{schema.QUALNAME}/{key}" if key else schema.QUALNAME
-    return "ours" if name in _registration().owned else "upstream's"
+    what = f"{qualname}/{key}" if key else qualname
+    return "ours" if what in _registration().owned else "upstream's"
 
 
 def _has_kernel(qualname: str, key: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import npu_lowering
-from npu_lowering import checks, format_cast, ops, schema
+from npu_lowering import checks, format_cast, ops, register, schema
 
 ROOT = Path(npu_lowering.__file__).parent
 # Each module, and what of ours it may import; offdevice and converters may import from lowering.
@@ -104,6 +104,14 @@ def test_signatures_follow_the_schema(function):
     parsed = torch._C.parse_schema(f"{schema.NAMESPACE}::{schema.SCHEMA}")
     expected = [(a.name, a.kwarg_only, a.default_value) for a in parsed.arguments]
     assert parameters(function) == expected
+
+
+@pytest.mark.parametrize("operator", register.OPERATORS, ids=lambda operator: operator.name)
+def test_every_operator_is_whole(operator):
+    assert operator.schema.startswith(f"{operator.name}(")
+    assert register.op(operator.name).name() == operator.qualname
+    assert "CPU" in operator.kernels
+    assert operator.name in npu_lowering.__all__
 
 
 def test_format_cast_follows_its_schema():

@@ -41,6 +41,9 @@ assert torch.Tensor.to is to and "npu_lowering" not in npu.__module__
 {WORKS}
 from npu_lowering import register
 assert register.owner() == "upstream's" and register.owner("CPU") == "ours"
+for operator in register.OPERATORS:
+    assert register.owner("", operator.qualname) == "upstream's", operator
+    assert {{register.owner(key, operator.qualname) for key in operator.kernels}} == {{"ours"}}
 """
 
 # Everything that may have happened before, at once: torch is there; an import of torch_npu has
