@@ -35,9 +35,8 @@ def register() -> None:
         raise ImportError(_INSTALL.format(error=error)) from error
 
     upstream = getattr(op(), "_ge_converter", None)
-    if inspect.unwrap(upstream or convert) is convert and upstream is not None:
-        return
-    register_fx_node_ge_converter(op())(_with_fallback(convert, upstream))
+    if upstream is None or inspect.unwrap(upstream) is not convert:
+        register_fx_node_ge_converter(op())(_with_fallback(convert, upstream))
 
 
 def _with_fallback(ours: Any, upstream: Any) -> Any:
