@@ -1,9 +1,12 @@
 """The README's snippets run, and its commands are those of CI."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+import npu_lowering
 
 ROOT = Path(__file__).parent.parent
 README, CHINESE = (
@@ -30,6 +33,12 @@ def test_the_chinese_readme_has_the_same_commands_and_names():
         for text in (README, CHINESE)
     ]
     assert {cell.replace("、", ", ") for cell in cells[1]} == cells[0]
+
+
+def test_every_public_function_has_a_row():
+    for name in npu_lowering.__all__:
+        if inspect.isfunction(getattr(npu_lowering, name)):
+            assert re.search(rf"^\| .*`{name}\(", README, re.M), name
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
