@@ -1,10 +1,16 @@
 """The pages quote messages that exist, and snippets and links that hold."""
 
+import ast
+import functools
+import importlib.util
+import operator
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from errors import ERRORS, VALUE_ERRORS
+from versions import TORCH
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = re.split(r"^## ", (ROOT / "docs" / "errors.md").read_text(encoding="utf-8"), flags=re.M)
@@ -42,9 +48,81 @@ def test_there_are_messages_to_check():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "README.zh-CN.md", "docs/errors.md", "docs/numerics.md"]
+    "page",
+    [
+        "README.md",
+        "README.zh-CN.md",
+        "docs/CONTRIBUTING.md",
+        "docs/errors.md",
+        "docs/numerics.md",
+    ],
 )
 def test_links_hold(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+# The guide for a second operator: what it names between backticks is there.
+
+GUIDE = (ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PROSE = re.sub(r"```.*?```", "", GUIDE, flags=re.S)
+NAMED = sorted(set(re.findall(r"`([^`]+)`", PROSE)))
+# The operator that the guide was tried with, which is not here, and a variable that torch reads.
+ELSEWHERE = (
+    "npu_moe_compute_expert_tokens",
+    "moe_compute_expert_tokens",
+    "TORCH_DEVICE_BACKEND_AUTOLOAD",
+)
+
+
+@functools.cache
+def defined():
+    """What Python files define, by stem: functions, classes, arguments, constants, fields."""
+    found = {}
+    for folder in ("lowering", "converters", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            names = found.setdefault(path.stem, set())
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                    names.add(node.name)
+                elif isinstance(node, ast.arg):
+                    names.add(node.arg)
+                elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    names.add(node.id)
+    return found
+
+
+def exists(name):
+    """A file or folder; a name of torch; module.name of a file here; or a name of any file here."""
+    if "/" in name or name.endswith((".md", ".toml")):
+        path = ROOT / name
+        return (path.parent if path.stem == "NAME" else path).exists()
+    if name.startswith("torch."):
+        return operator.attrgetter(name[len("torch.") :])(torch) is not None
+    if "." in name:
+        module, _, attribute = name.partition(".")
+        return attribute in defined().get(module, ())
+    return any(name in names for names in defined().values())
+
+
+@pytest.mark.parametrize("name", [n for n in NAMED if not n.startswith("torch_npu/")])
+def test_what_the_guide_names_exists(name):
+    assert exists(name) or name in ELSEWHERE, name
+
+
+@pytest.mark.parametrize("name", [n for n in NAMED if n.startswith("torch_npu/")])
+def test_the_files_of_torch_npu_that_the_guide_names_exist(name):
+    spec = importlib.util.find_spec("torch_npu")
+    if spec is None or TORCH < (2, 13):
+        pytest.skip("needs torch_npu 2.13.0, whose files the guide names")
+    (folder,) = spec.submodule_search_locations
+    assert (Path(folder).parent / name).exists()
+
+
+def test_the_guide_names_enough_and_its_commands_name_files():
+    assert len(NAMED) > 50
+    commands = "".join(re.findall(r"```sh\n(.*?)```", GUIDE, re.S))
+    files = re.findall(r"tests/\S+", commands)
+    assert files
+    assert all((ROOT / file).is_file() for file in files)
