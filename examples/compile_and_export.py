@@ -1,8 +1,8 @@
 """Capture a model around the operator: dynamic tokens, export, and export to plain torch ops."""
 
-import torch
+import npu_lowering  # isort: skip -- before torch, which cannot be imported where CANN is missing
 
-import npu_lowering
+import torch
 
 
 class Experts(torch.nn.Module):

@@ -1,10 +1,10 @@
 """The interface document's example on CPU: eager and compiled, checked against a plain loop."""
 
+import npu_lowering  # isort: skip -- before torch, which cannot be imported where CANN is missing
+
 import time
 
 import torch
-
-import npu_lowering
 
 M, K, N, TOKENS, EXPERTS, TOP_K = 576, 2048, 7168, 72, 8, 8
 
