@@ -27,6 +27,7 @@ class Recording:
         Raises:
             GraphError: None was.
         """
+        __tracebackhide__ = True  # pytest then shows the line of the test
         if not self.graphs:
             raise GraphError(
                 "no graph was lowered here yet: call a model once that is compiled with the "

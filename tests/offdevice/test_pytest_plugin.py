@@ -122,6 +122,15 @@ def test_its_workers_run_without_a_device(run_pytest):
     assert "warning" not in output
 
 
+@pytest.mark.usefixtures("found")
+def test_a_test_that_lowers_nothing_fails_at_its_own_line(run_pytest):
+    text = "def test(lowered_graph): lowered_graph()\n"
+    files = {"test_it.py": text, "pytest.ini": STRICT}
+    output, _ = run_pytest(files, "--npu-offdevice", code=1)
+    assert "test_it.py:1: GraphError" in output
+    assert "lowered.py" not in output
+
+
 def test_without_the_option_it_costs_nothing(run_pytest):
     run_pytest({"test_it.py": LIGHT_TEST, "pytest.ini": STRICT})
 
