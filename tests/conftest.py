@@ -19,6 +19,9 @@ settings.register_profile("long", max_examples=5000, deadline=None, suppress_hea
 settings.load_profile("quick")
 
 
+# How coverage, where it runs, reaches the processes that tests start.
+COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: more threads would only compete
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -44,6 +47,7 @@ def run_python(tmp_path):
             "HOME": str(tmp_path),
             "PATH": os.environ["PATH"],
             "PYTHONWARNINGS": "error",
+            **COVERAGE,
             **(env or {}),
         }
         done = subprocess.run(

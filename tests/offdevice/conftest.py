@@ -9,6 +9,9 @@ import pytest
 
 from npu_lowering.offdevice import OffDeviceError, wheels
 
+# What started processes get of this one's environment, besides PATH.
+PASSED = ("PYTHONPATH", "COVERAGE_")
+
 
 @pytest.fixture(scope="session")
 def found():
@@ -45,7 +48,7 @@ def start(tmp_path, warm):
             "HOME": str(tmp_path),
             "PATH": os.environ["PATH"],
             "XDG_CACHE_HOME": str(warm),
-            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
+            **{name: os.environ[name] for name in os.environ if name.startswith(PASSED)},
             **(env or {}),
         }
         process = subprocess.Popen(
