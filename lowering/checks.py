@@ -129,7 +129,7 @@ def check(
     group_list = _required("group_list", group_list, "int64 (e,)")
     _check_weight_dtype(w)
     _check_dtype("x", x, torch.int8)
-    _check_rank("x", x, "(m, k)")
+    _check_2d("x", x, "(m, k)")
     m, k = x.shape
     e, n = _weight_sizes(w, k)
     for size in (m, k, e, n):
@@ -301,16 +301,12 @@ def _weight_sizes(w: Tensor, k: Size) -> tuple[Size, Size]:
             f"got shape {tuple(w.shape)}"
         ),
     )
-    _require(
-        ValueError,
-        w.shape[3] == K0,
-        lambda: f"w must be (e, n1, k1, {K0}, {N0}) when 5-D, got shape {tuple(w.shape)}",
-    )
-    _require(
-        ValueError,
-        w.shape[4] == N0,
-        lambda: f"w must be (e, n1, k1, {K0}, {N0}) when 5-D, got shape {tuple(w.shape)}",
-    )
+    for size, expected in ((w.shape[3], K0), (w.shape[4], N0)):
+        _require(
+            ValueError,
+            size == expected,
+            lambda: f"w must be (e, n1, k1, {K0}, {N0}) when 5-D, got shape {tuple(w.shape)}",
+        )
     _require(
         ValueError,
         w.shape[2] == (k + K0 - 1) // K0,
@@ -328,12 +324,11 @@ def _check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
         raise TypeError(f"{name} must be {names}, got {str(tensor.dtype).replace('torch.', '')}")
 
 
-def _check_rank(name: str, tensor: Tensor, form: str) -> None:
-    rank = form.count(",") + (not form.endswith(",)"))
+def _check_2d(name: str, tensor: Tensor, form: str) -> None:
     _require(
         ValueError,
-        tensor.dim() == rank,
-        lambda: f"{name} must be {rank}-D {form}, got shape {tuple(tensor.shape)}",
+        tensor.dim() == 2,
+        lambda: f"{name} must be 2-D {form}, got shape {tuple(tensor.shape)}",
     )
 
 
@@ -384,7 +379,7 @@ def _check_shared_input(
                 f"got shared_input of shape {tuple(shared_input.shape)} and logit None"
             )
         _check_dtype("shared_input", shared_input, torch.bfloat16)
-        _check_rank("shared_input", shared_input, "(rows, n)")
+        _check_2d("shared_input", shared_input, "(rows, n)")
         shared_rows = shared_input.shape[0]
         _require(
             ValueError,

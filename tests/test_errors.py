@@ -104,6 +104,7 @@ def test_device_limits_of_the_document():
 @pytest.mark.parametrize(
     ("sizes", "sentences"),
     [
+        ({}, []),
         (
             {"k": 2049},
             [
@@ -112,12 +113,21 @@ def test_device_limits_of_the_document():
             ],
         ),
         (
-            {"n": 192},
+            {"n": 224},
             [
-                "n must be 7168 on the devices of the interface document, got 192",
-                "n must be at least 256 on newer devices, got 192",
+                "n must be 7168 on the devices of the interface document, got 224",
+                "n must be at least 256 on newer devices, got 224",
             ],
         ),
+        (
+            {"n": 255},
+            [
+                "n must be 7168 on the devices of the interface document, got 255",
+                "n must be a multiple of 32 on newer devices, got 255",
+                "n must be at least 256 on newer devices, got 255",
+            ],
+        ),
+        ({"n": 256}, ["n must be 7168 on the devices of the interface document, got 256"]),
         (
             {"n": 7170},
             [
@@ -147,7 +157,8 @@ def test_device_limits_of_the_document():
     ],
 )
 def test_device_limits(sizes, sentences):
-    size = {"m": 100000, "k": 2048, "n": 7168, "e": 8, "rows": 18, "output_bs": 16384, **sizes}
+    largest = {"m": 131072, "k": 2048, "n": 7168, "e": 256, "rows": 2048, "output_bs": 16384}
+    size = {**largest, **sizes}
     m, k, n, e = size["m"], size["k"], size["n"], size["e"]
 
     def empty(*shape, dtype):
