@@ -145,6 +145,12 @@ CASES = {
     "counts": lambda: call(group_list_type=1),
     "totals": lambda: call(group_list_type=0, group_list=torch.tensor([7, 7, 19, 24])),
     "totals_with_tail": lambda: call(group_list_type=0, group_list=torch.tensor([0, 7, 19, 19])),
+    "totals_of_two_groups": lambda: call(
+        counts=(7, 17), group_list_type=0, group_list=torch.tensor([7, 24])
+    ),
+    "totals_of_one_group": lambda: call(
+        counts=(24,), group_list_type=0, group_list=torch.tensor([24])
+    ),
     "first_and_last_group_empty": lambda: call(counts=(0, 0, 20, 4, 0)),
     "all_rows_in_one_group": lambda: call(counts=(0, 24, 0)),
     "one_group": lambda: call(counts=(24,)),
@@ -165,6 +171,10 @@ CASES = {
     "shared_input_first": lambda: call(shared_input_offset=0),
     "shared_input_last": lambda: call(shared_input_offset=4),
     "shared_input_everywhere": lambda: call(shared_rows=6, shared_input_offset=0),
+    # Legal, and without effect: there is no row that either could apply to.
+    "shared_input_settings_alone": lambda: call(
+        shared_rows=0, shared_input_offset=6, shared_input_weight=float("inf")
+    ),
     "negative_zeros": lambda: call(
         logit=torch.zeros(24),
         shared_input=-torch.zeros(2, 64, dtype=torch.bfloat16),
@@ -178,6 +188,9 @@ CASES = {
     "strided": strided,
     "offset_storage": offset_storage,
     "m_1": lambda: call(m=1, counts=(0, 1), output_bs=1, shared_rows=1, shared_input_offset=0),
+    "m_1_pertoken_scale_2d": lambda: call(
+        m=1, counts=(1,), output_bs=1, shared_rows=0, pertoken_scale=torch.full((1, 1), 0.3)
+    ),
     "k_1": lambda: call(k=1),
     "n_1": lambda: call(n=1),
     "odd_sizes": lambda: call(m=37, k=1037, n=61, counts=(5, 17, 1, 11)),

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import inspect
 import itertools
+import re
 import warnings
 
 import pytest
@@ -122,6 +123,7 @@ def test_the_plain_call_is_one_node_and_nothing_else():
         ("both", set()),
         ("pertoken_scale_2d", {"Squeeze"}),
         ("totals", {"StridedSlice", "Sub", "ConcatD", "Const"}),
+        ("totals_of_one_group", set()),
         ("logit_alone", {"Shape", "Slice", "Fill", "Cast", "Const"}),
         ("neither", {"Shape", "Slice", "Fill", "Cast", "Const"}),
         ("fractal_nz", {"Transpose", "Reshape", "Const"}),
@@ -576,6 +578,70 @@ def test_what_ours_does_not_cover_goes_to_upstream(argument):
         alone(x, int4, group_list)
 
 
+def converted(case):
+    """What the converter makes of a call, or says of it, without TorchAIR around it."""
+    from types import SimpleNamespace
+
+    from npu_lowering.converters.grouped_matmul_finalize_routing import convert
+
+    return convert(
+        **{k: SimpleNamespace(meta=v) if hasattr(v, "dim") else v for k, v in case.items()}
+    )
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_those_of_the_operator(name):
+    bad = ERRORS[name]
+    case = {**bad.base(), **bad.change}
+    if name == "dtype_code":
+        case["dtype"] = torch.uint8  # what the dispatcher makes of the code
+    with pytest.raises(bad.error, match="^" + re.escape(bad.message)):
+        converted(case)
+
+
+def symbolic_sizes(case):
+    """The call with fake tensors, each of their sizes a symbol."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = torch._subclasses.FakeTensorMode(shape_env=ShapeEnv())
+    return {k: mode.from_tensor(v) if hasattr(v, "dim") else v for k, v in case.items()}
+
+
+def a_symbol(case):
+    return {**case, "shared_input_offset": case["x"].shape[0] - 23}
+
+
+# What the operator takes and the node does not, and the whole message.
+REFUSED = {
+    "bias_float32": (
+        lambda: call(bias=torch.float32),
+        TypeError,
+        r"bias must be bfloat16 in a GE graph with int8 w, got float32: the device's kernel reads "
+        r"it as bfloat16; pass bias\.bfloat16\(\)",
+    ),
+    "output_bs_symbolic": (
+        lambda: symbolic_sizes(call(output_bs=0)),
+        ValueError,
+        r"output_bs must be a constant in a GE graph, got the symbolic number of rows of x, "
+        r"m = s\d+ \(output_bs 0 or None means m\); pass the number of tokens as output_bs, or "
+        r"compile with dynamic=False",
+    ),
+    "shared_input_offset_symbolic": (
+        lambda: a_symbol(symbolic_sizes(call())),
+        ValueError,
+        r"shared_input_offset must be a constant in a GE graph, got the symbolic s\d+ - 23; pass "
+        r"an int, or compile with dynamic=False",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_node_cannot_say_is_refused(name):
+    make, error, message = REFUSED[name]
+    with pytest.raises(error, match=f"^{message}$"):
+        converted(make())
+
+
 def test_float32_bias_is_refused():
     with pytest.raises(Exception, match=r"bias must be bfloat16 in a GE graph with int8 w, got f"):
         compile_and_run(call(bias=torch.float32))
@@ -589,8 +655,6 @@ def test_a_symbolic_output_bs_is_refused(output_bs):
 
 @pytest.mark.parametrize("name", ["x_3d", "scale_none", "output_bs_large"])
 def test_errors_of_the_operator_are_its_own(name):
-    import re
-
     bad = ERRORS[name]
     with pytest.raises(Exception, match=re.escape(bad.message)):
         compile_and_run({**bad.base(), **bad.change})
