@@ -86,11 +86,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         call: dict[str, Any] = _given(ctx.saved_tensors)
-        wanted = {
-            name
-            for name, needed in zip(_TENSORS, ctx.needs_input_grad[2:])
-            if needed and name in _DIFFERENTIABLE
-        }
+        wanted = {name for name, needed in zip(_TENSORS, ctx.needs_input_grad[2:]) if needed}
         grads = backward(ctx.op, check(**call, **ctx.rest), grad_output, wanted)
         for name, grad in grads.items():
             grads[name] = grad.to(call[name].dtype).reshape(call[name].shape)

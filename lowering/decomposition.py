@@ -66,8 +66,8 @@ def _grouped_matmul(problem: Problem, ends: Tensor, group: Tensor) -> Tensor:
     row = (starts[expert] + (block - first[expert]) * size).unsqueeze(1)
     # Past the end of a group lie rows of others; nobody asks for what comes of them.
     row = (row + torch.arange(size, device=x.device)).clamp(max=m - 1)
+    # At most (e - 1) * (size - 1) + m - 1, tail rows included, which 2 * e blocks hold.
     place = first[group] * size + torch.arange(m, device=x.device) - starts[group]
-    place = place.clamp(max=2 * e * size - 1)
 
     acc = torch.zeros((), dtype=torch.int32, device=x.device)
     for start in range(0, k, EXACT_K):

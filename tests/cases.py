@@ -1,6 +1,7 @@
 """Legal calls, by name: every test of what the operator computes runs over this table."""
 
 import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 INT64_GARBAGE = torch.tensor([2**40, -5])
 
@@ -79,6 +80,14 @@ def constant(x, w, k):
     )
 
 
+def large_sums():
+    """Sums of several times 2**24, whose float32 would be rounded more than once."""
+    made = call(m=5, k=4100, n=16, counts=(3, 2), output_bs=5, shared_rows=0)
+    made["x"].clamp_(min=100)
+    made["w"].clamp_(min=100)
+    return made
+
+
 def fractal_nz(k=64, n=64, **kwargs):
     """A 5-D weight; where k is not a multiple of 16 its padding is garbage, not zeros."""
     w5 = call(k=32 * n, n=-(-k // 16) * 16)["w"].reshape(4, -1, -(-k // 16), 16, 32)[:, : n // 32]
@@ -113,6 +122,12 @@ def without(*names, **kwargs):
     for name in names:
         made[name] = None
     return made
+
+
+def symbolic(case):
+    """The call with fake tensors, whose sizes are symbols where they can be."""
+    mode = torch._subclasses.FakeTensorMode(shape_env=ShapeEnv())
+    return {k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in case.items()}
 
 
 # The document's weights take a quarter of a gigabyte in this test; it is its own table.
@@ -166,6 +181,9 @@ CASES = {
     "all_minus_128": lambda: constant(-128, -128, 2048),
     "all_127": lambda: constant(127, 127, 2048),
     "minus_128_by_127": lambda: constant(-128, 127, 8192),
+    "large_sums": large_sums,
+    "one_row_each": lambda: call(m=4, counts=(1, 1, 1, 1), output_bs=3),
+    "groups_of_many_blocks": lambda: call(counts=(9, 5, 5, 5)),
     "every_row_to_one_token": lambda: call(row_index=torch.full((24,), 3)),
     "unhit_tokens": lambda: call(row_index=torch.arange(24) % 2 * 4),
     "shared_input_first": lambda: call(shared_input_offset=0),
@@ -179,6 +197,12 @@ CASES = {
         logit=torch.zeros(24),
         shared_input=-torch.zeros(2, 64, dtype=torch.bfloat16),
         row_index=torch.zeros(24, dtype=torch.int64),
+    ),
+    "negative_zeros_under_a_tail": lambda: call(
+        counts=(0, 0),
+        output_bs=1,
+        shared_input=-torch.zeros(1, 64, dtype=torch.bfloat16),
+        shared_input_offset=0,
     ),
     "infinite_scale_that_counts": lambda: call(
         row_index=torch.arange(24),

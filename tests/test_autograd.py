@@ -96,6 +96,30 @@ def test_second_derivative(op):
         torch.testing.assert_close(grad.double(), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("name", [*FLOATS, "x", "w", "group_list", "row_index"])
+def test_an_input_that_changed_since_forward_is_noticed(name, op):
+    case = call(bias=torch.float32)
+    other = "bias" if name == "scale" else "scale"
+    case[other].requires_grad_()
+    out = op(**case)
+    case[name].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_the_default_device_changes_nothing(op):
+    case = call(bias=torch.float32)
+    names = floats_of(case)
+    expected = gradients(op, case, names)
+    case = {**case, **{name: case[name].detach().requires_grad_() for name in names}}
+    out = op(**case)
+    weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    with torch.device("meta"):
+        actual = torch.autograd.grad(out, [case[name] for name in names], weight)
+    for one, other in zip(actual, expected):
+        assert torch.equal(one, other)
+
+
 def test_nothing_is_recorded_without_need(op):
     case = call()
     assert op(**case).grad_fn is None
@@ -119,5 +143,9 @@ def test_forward_mode_is_refused(op):
     with torch.autograd.forward_ad.dual_level():
         op(**case)
         case["logit"] = torch.autograd.forward_ad.make_dual(case["logit"], torch.ones(24))
-        with pytest.raises(NotImplementedError, match=r"^forward-mode differentiation of npu_gr"):
+        with pytest.raises(
+            NotImplementedError,
+            match="^forward-mode differentiation of npu_grouped_matmul_finalize_routing is not "
+            "supported, got a dual tensor; use backward$",
+        ):
             op(**case)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from cases import call
+from cases import call, symbolic
 from errors import ERRORS, VALUE_ERRORS
 
 import npu_lowering
@@ -99,6 +99,16 @@ def test_device_limits_of_the_document():
     """A meta tensor weighs nothing, so the largest call can be asked about."""
     document = call(m=576, k=2048, n=7168, counts=(72,) * 8, output_bs=72, shared_rows=18)
     assert npu_lowering.device_limits(**document) == []
+
+
+def test_device_limits_of_sizes_that_are_absent_or_symbolic():
+    """There is no value to judge, and asking a symbol for one would pin it."""
+    case = call(shared_rows=0)
+    assert len(npu_lowering.device_limits(**case)) == 3  # k, and n twice
+    case = symbolic(case)
+    assert npu_lowering.device_limits(**case) == []
+    for size in (*case["x"].shape, *case["w"].shape):
+        assert size.node.maybe_as_int() is None
 
 
 @pytest.mark.parametrize(

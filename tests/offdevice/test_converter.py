@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from cases import CASES, call
+from cases import CASES, call, symbolic
 from compare import assert_same
 from errors import ERRORS
 
@@ -585,7 +585,10 @@ def converted(case):
     from npu_lowering.converters.grouped_matmul_finalize_routing import convert
 
     return convert(
-        **{k: SimpleNamespace(meta=v) if hasattr(v, "dim") else v for k, v in case.items()}
+        **{
+            k: SimpleNamespace(meta=v) if isinstance(v, torch.Tensor) else v
+            for k, v in case.items()
+        }
     )
 
 
@@ -599,15 +602,8 @@ def test_errors_are_those_of_the_operator(name):
         converted(case)
 
 
-def symbolic_sizes(case):
-    """The call with fake tensors, each of their sizes a symbol."""
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    mode = torch._subclasses.FakeTensorMode(shape_env=ShapeEnv())
-    return {k: mode.from_tensor(v) if hasattr(v, "dim") else v for k, v in case.items()}
-
-
-def a_symbol(case):
+def symbolic_offset():
+    case = symbolic(call())
     return {**case, "shared_input_offset": case["x"].shape[0] - 23}
 
 
@@ -620,14 +616,14 @@ REFUSED = {
         r"it as bfloat16; pass bias\.bfloat16\(\)",
     ),
     "output_bs_symbolic": (
-        lambda: symbolic_sizes(call(output_bs=0)),
+        lambda: symbolic(call(output_bs=0)),
         ValueError,
         r"output_bs must be a constant in a GE graph, got the symbolic number of rows of x, "
         r"m = s\d+ \(output_bs 0 or None means m\); pass the number of tokens as output_bs, or "
         r"compile with dynamic=False",
     ),
     "shared_input_offset_symbolic": (
-        lambda: a_symbol(symbolic_sizes(call())),
+        symbolic_offset,
         ValueError,
         r"shared_input_offset must be a constant in a GE graph, got the symbolic s\d+ - 23; pass "
         r"an int, or compile with dynamic=False",
