@@ -187,10 +187,9 @@ def _products(op: Op, problem: Problem, ends: Tensor, rows: slice) -> Tensor:
         x=x,
         w=problem.w,
         group_list=group_list,
-        scale=torch.ones_like(problem.scale, dtype=torch.float32),
+        scale=torch.ones_like(problem.scale),
         pertoken_scale=ones,
         shared_input=torch.zeros((1, n), dtype=torch.bfloat16, device=x.device),
         logit=ones,
         row_index=torch.arange(m, device=x.device),
-        output_bs=0,
     )

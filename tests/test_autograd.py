@@ -6,6 +6,7 @@ from cases import CASES, call
 from oracle import oracle
 
 from npu_lowering import autograd
+from npu_lowering.checks import check
 
 FLOATS = ("scale", "bias", "pertoken_scale", "shared_input", "logit")
 DIFFERENTIABLE = [name for name in CASES if "infinite" not in name]
@@ -57,6 +58,24 @@ def test_gradients_in_pieces(op, monkeypatch):
     case = CASES["tail_of_garbage"]()
     names = floats_of(case)
     assert_close(case, names, gradients(op, case, names))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "times"), [(FLOATS, 1), (["scale"], 1), (["bias"], 0), (["shared_input"], 0)]
+)
+def test_backward_runs_the_operator_only_for_products(wanted, times, op):
+    """And passes what only some device versions let one leave out."""
+    calls = []
+
+    def recording(**given):
+        calls.append({name for name, value in given.items() if value is not None})
+        return op(**given)
+
+    case = call(bias=torch.float32)
+    autograd.backward(recording, check(**case), torch.ones(6, 64), set(wanted))
+    assert len(calls) == times
+    for given in calls:
+        assert {"scale", "pertoken_scale", "logit", "shared_input", "row_index"} <= given
 
 
 def test_tail_rows_get_zero(op):
