@@ -176,7 +176,7 @@ CASES = {
     "scale_bfloat16": lambda: call(scale=call()["scale"].bfloat16()),
     "pertoken_scale_2d": lambda: call(pertoken_scale=call()["pertoken_scale"].unsqueeze(1)),
     "fractal_nz": fractal_nz,
-    "fractal_nz_padded": lambda: fractal_nz(k=41, n=96, bias=torch.bfloat16),
+    "fractal_nz_padded": lambda: fractal_nz(k=33, n=128, bias=torch.bfloat16),
     "fractal_nz_thin": lambda: fractal_nz(k=3, n=32),
     "all_minus_128": lambda: constant(-128, -128, 2048),
     "all_127": lambda: constant(127, 127, 2048),

@@ -111,10 +111,11 @@ def test_any_number_of_threads_gives_the_same_bits(op, monkeypatch, compiled):
 
 
 @pytest.mark.usefixtures("no_compiled_kernel")
+@pytest.mark.parametrize("elements", [1, 3 * 96])
 @pytest.mark.parametrize("name", ["both", "fractal_nz_padded", "bias_bfloat16", "experts_256"])
-def test_small_blocks_give_the_same_bits(name, op, monkeypatch):
+def test_small_blocks_give_the_same_bits(name, elements, op, monkeypatch):
     """Rows and panels cut into many blocks, as large problems are."""
-    monkeypatch.setattr(cpu, "_BLOCK", 3 * 96)
+    monkeypatch.setattr(cpu, "_BLOCK", elements)
     monkeypatch.setattr(cpu, "_WEIGHT_BLOCK", 1)
     case = CASES[name]()
     assert_same(op(**case), oracle(**case))
@@ -138,6 +139,32 @@ def test_sums_past_int32_are_an_error(op):
     case["x"].fill_(-128)
     case["w"].fill_(-128)
     with pytest.raises(OverflowError, match=r"^x and w must keep each sum of products in int32"):
+        op(**case)
+
+
+@pytest.mark.parametrize(
+    ("runs", "step"),
+    [
+        ([(-128, -128, 2**17 - 1), (127, 127, 1), (127, 2, 1)], 1),
+        ([(-128, 64, 2**18)], -1),
+    ],
+    ids=["largest", "smallest"],
+)
+def test_the_last_sum_in_int32_and_the_first_past_it(runs, step, op):
+    """Runs of equal products make the limit; one more product steps past it."""
+    limit = sum(a * b * count for a, b, count in runs)
+    assert limit == (2**31 - 1 if step == 1 else -(2**31))
+    x, w = (
+        torch.cat([torch.full((run[2],), run[i], dtype=torch.int8) for run in [*runs, (0, 0, 1)]])
+        for i in (0, 1)
+    )
+    k = len(x)
+    case = call(m=1, k=k, n=1, counts=(1,), output_bs=1, shared_rows=0)
+    case["x"], case["w"] = x.view(1, k), w.view(1, k, 1)
+    assert_same(op(**case), oracle(**case))
+    x[-1], w[-1] = 1, step
+    message = f"got sums from {limit + step} to {limit + step} with k = {k}"
+    with pytest.raises(OverflowError, match=f"^x and w must keep .* in int32, {message}$"):
         op(**case)
 
 
