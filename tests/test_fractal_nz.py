@@ -51,6 +51,21 @@ def test_definition():
             ValueError,
             r"w5 must be 5-D \(e, n1, k1, 16, 32\), got shape \(2, 3, 4\)",
         ),
+        *(
+            (
+                from_fractal_nz,
+                (torch.zeros(2, 1, 1, *tile, dtype=torch.int8),),
+                ValueError,
+                rf"w5 must be 5-D \(e, n1, k1, 16, 32\), got shape \(2, 1, 1, {tile[0]}, {tile[1]}\)",
+            )
+            for tile in ((16, 16), (32, 32))
+        ),
+        (
+            from_fractal_nz,
+            (torch.zeros(2, 1, 1, 16, 32),),
+            TypeError,
+            "w5 must be int8, got torch.float32; other widths have other tiles",
+        ),
         (
             from_fractal_nz,
             (to_fractal_nz(weight(2, 32, 32)), 16),

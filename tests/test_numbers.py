@@ -23,10 +23,18 @@ def test_eager_and_decomposition_equal_the_oracle(name, op):
     assert_same(npu_lowering.decompositions()[op.default](**case), expected)
 
 
+@pytest.mark.skipif(not native.available(), reason="no compiled kernel is installed")
+def test_the_compiled_kernel_runs_where_there_is_one(op, monkeypatch):
+    monkeypatch.delattr(cpu, "_add_groups")
+    case = call()
+    assert_same(op(**case), oracle(**case))
+
+
 @pytest.fixture
 def no_compiled_kernel(monkeypatch):
     """As where no compiler built one."""
     monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.delattr(native, "grouped_matmul_combine")
 
 
 @pytest.mark.usefixtures("no_compiled_kernel")
@@ -35,6 +43,7 @@ def no_compiled_kernel(monkeypatch):
 def test_equal_without_the_compiled_kernel(name, exact, op, monkeypatch):
     if not exact:
         monkeypatch.setattr(cpu, "_int_mm_is_exact", lambda: False)
+        monkeypatch.delattr(torch, "_int_mm")
     case = CASES[name]()
     assert_same(op(**case), oracle(**case))
 
@@ -168,11 +177,53 @@ def test_the_last_sum_in_int32_and_the_first_past_it(runs, step, op):
         op(**case)
 
 
-def test_the_int_mm_probe_refuses_a_saturating_build(monkeypatch):
-    monkeypatch.setattr(
-        torch, "_int_mm", lambda x, w: (x.int() @ w.int()).clamp(-(2**15), 2**15 - 1)
-    )
-    assert not cpu._int_mm_is_exact.__wrapped__()
+def test_int_mm_is_used_where_it_is_exact(monkeypatch):
+    monkeypatch.setattr(cpu, "_int_mm_is_exact", lambda: True)
+    monkeypatch.setattr(torch, "_int_mm", lambda x, w: "of torch._int_mm")
+    case = call()
+    assert cpu._matmul(case["x"], case["w"][0]) == "of torch._int_mm"
+
+
+def int_mm(x, w):
+    """As a build that is exact."""
+    if (x.dtype, w.dtype) != (torch.int8, torch.int8):
+        raise RuntimeError("expected int8")
+    return x.int() @ w.int()
+
+
+def missing(x, w):
+    raise NotImplementedError
+
+
+def int_mm_wrong_where(condition):
+    return lambda x, w: int_mm(x, w) + condition(x, w)
+
+
+# Builds of torch._int_mm that must not be used.
+INEXACT = {
+    "missing": missing,
+    "saturating": lambda x, w: int_mm(x, w).clamp(-(2**15), 2**15 - 1),
+    "one_row": int_mm_wrong_where(lambda x, _: len(x) == 1),
+    "many_rows": int_mm_wrong_where(lambda x, _: len(x) > 32),
+    **{
+        f"{a}_by_{b}": int_mm_wrong_where(
+            lambda x, w, a=a, b=b: bool((x == a).all()) and bool((w == b).all())
+        )
+        for a in (-128, 127)
+        for b in (-128, 127)
+    },
+}
+
+
+def test_the_int_mm_probe_takes_an_exact_build(monkeypatch):
+    monkeypatch.setattr(torch, "_int_mm", int_mm)
+    assert cpu._int_mm_is_exact.__wrapped__() is True
+
+
+@pytest.mark.parametrize("build", INEXACT)
+def test_the_int_mm_probe_refuses_any_other(build, monkeypatch):
+    monkeypatch.setattr(torch, "_int_mm", INEXACT[build])
+    assert cpu._int_mm_is_exact.__wrapped__() is False
 
 
 @pytest.mark.large

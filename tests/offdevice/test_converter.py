@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from cases import CASES, call, symbolic
+from cases import CASES, call, fractal_nz, symbolic
 from compare import assert_same
 from errors import ERRORS
 
@@ -97,19 +97,33 @@ def test_every_size_symbolic(name):
     fused_node()
 
 
-def test_tokens_symbolic_in_one_compilation():
+@pytest.fixture
+def counting():
+    """TorchAIR's backend, and the graphs that it was given."""
     graphs = []
 
-    def counting(graph, inputs):
+    def compiled_by_torchair(graph, inputs):
         graphs.append(graph)
-        return compiled_by_torchair(graph, inputs)
+        return backend()(graph, inputs)
 
-    compiled_by_torchair = backend()
-    compiled = torch.compile(function, backend=counting, fullgraph=True)
+    return compiled_by_torchair, graphs
+
+
+def test_tokens_symbolic_in_one_compilation(counting):
+    compiled = torch.compile(function, backend=counting[0], fullgraph=True)
     for m in (24, 31, 40, 57):
         case = call(m=m)
         assert_same(compiled(dynamic_rows(case)), function(case))
-    assert len(graphs) == 1
+    assert len(counting[1]) == 1
+
+
+def test_tiles_symbolic_in_one_compilation(counting):
+    compiled = torch.compile(function, backend=counting[0], fullgraph=True, dynamic=True)
+    # No two sizes of the first call are equal: a tracer would take equal ones for one symbol.
+    for k, n in ((41, 160), (64, 96), (83, 192)):
+        case = fractal_nz(k=k, n=n, shared_rows=0)
+        assert_same(compiled(case), function(case))
+    assert len(counting[1]) == 1
 
 
 def test_the_plain_call_is_one_node_and_nothing_else():
@@ -133,6 +147,14 @@ def test_the_plain_call_is_one_node_and_nothing_else():
 def test_what_normalises_a_call(name, added):
     compile_and_run(EXPRESSIBLE[name]())
     assert set(types()) - {"Data", TYPE, "NetOutput"} == added
+
+
+@pytest.mark.parametrize(("name", "dynamic"), [("totals", False), ("fractal_nz", True)])
+def test_concat_says_how_much_it_joins(name, dynamic):
+    """Which the device needs, and no computation here."""
+    compile_and_run(CASES[name](), dynamic=dynamic)
+    (node,) = offdevice.last_graph().nodes_of("ConcatD")
+    assert node.attrs["N"] == len(node.inputs)
 
 
 # What the node of the plain call says; all else is left out or at the default of GE.
