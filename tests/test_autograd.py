@@ -164,7 +164,7 @@ def test_forward_mode_is_refused(op):
         case["logit"] = torch.autograd.forward_ad.make_dual(case["logit"], torch.ones(24))
         with pytest.raises(
             NotImplementedError,
-            match="^forward-mode differentiation of npu_grouped_matmul_finalize_routing is not "
-            "supported, got a dual tensor; use backward$",
+            match=r"^forward-mode differentiation of npu_grouped_matmul_finalize_routing is not "
+            r"supported, got a dual tensor; use backward$",
         ):
             op(**case)

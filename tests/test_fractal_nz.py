@@ -56,7 +56,7 @@ def test_definition():
                 from_fractal_nz,
                 (torch.zeros(2, 1, 1, *tile, dtype=torch.int8),),
                 ValueError,
-                rf"w5 must be 5-D \(e, n1, k1, 16, 32\), got shape \(2, 1, 1, {tile[0]}, {tile[1]}\)",
+                rf"w5 must be 5-D \(e, n1, k1, 16, 32\), got shape \(2, 1, 1, {tile[0]}, {tile[1]}",
             )
             for tile in ((16, 16), (32, 32))
         ),

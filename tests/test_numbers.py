@@ -62,6 +62,8 @@ def test_the_default_dtype_changes_nothing(op, monkeypatch, dtype, compiled):
         out = op(**case)
         out.sum().backward()
         decomposed = npu_lowering.decompositions()[op.default](**case)
+        meta = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in case.items()}
+        assert op(**meta).dtype == torch.float32
     finally:
         torch.set_default_dtype(default)
     assert_same(out, expected)
@@ -179,7 +181,7 @@ def test_the_last_sum_in_int32_and_the_first_past_it(runs, step, op):
 
 def test_int_mm_is_used_where_it_is_exact(monkeypatch):
     monkeypatch.setattr(cpu, "_int_mm_is_exact", lambda: True)
-    monkeypatch.setattr(torch, "_int_mm", lambda x, w: "of torch._int_mm")
+    monkeypatch.setattr(torch, "_int_mm", lambda *_: "of torch._int_mm")
     case = call()
     assert cpu._matmul(case["x"], case["w"][0]) == "of torch._int_mm"
 
