@@ -45,9 +45,13 @@ def _with_fallback(ours: Any, upstream: Any) -> Any:
 
     @functools.wraps(ours)
     def converter(x: Any, w: Any, group_list: Any, **kwargs: Any) -> Any:
-        later = {name: kwargs.get(name) for name in checks.LATER}
-        covered = checks.is_covered(w.meta, **later)
-        return (ours if covered or original is None else original)(x, w, group_list, **kwargs)
+        call = {name: value for name, value in kwargs.items() if name != "meta_outputs"}
+        if original is not None and not checks.is_covered(w.meta, call):
+            return original(x, w, group_list, **kwargs)
+        for name, value in call.items():
+            if name not in checks.ARGUMENTS and kwargs.pop(name) is not None:  # of a newer schema
+                checks.refuse_later(name, getattr(value, "meta", value))
+        return ours(x, w, group_list, **kwargs)
 
     return converter
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from npu_lowering.checks import Problem, Size, check, is_symbolic
+from npu_lowering.checks import Problem, Size, check_known, is_symbolic
 from npu_lowering.decomposition import totals
 
 Op = Callable[..., Tensor]
@@ -87,7 +87,7 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         call: dict[str, Any] = _given(ctx.saved_tensors)
         wanted = {name for name, needed in zip(_TENSORS, ctx.needs_input_grad[2:]) if needed}
-        grads = backward(ctx.op, check(**call, **ctx.rest), grad_output, wanted)
+        grads = backward(ctx.op, check_known({**call, **ctx.rest}), grad_output, wanted)
         for name, grad in grads.items():
             grads[name] = grad.to(call[name].dtype).reshape(call[name].shape)
         return (None, None, *(grads.get(name) for name in _TENSORS))

@@ -90,9 +90,15 @@ def is_symbolic(size: object) -> bool:
     return isinstance(size, torch.SymInt)
 
 
-def is_covered(w: Tensor, **later: Any) -> bool:
-    """Whether a call is ours: int8 weights and no argument of the other weight formats."""
-    return w.dtype == torch.int8 and all(value is None for value in later.values())
+def is_covered(w: Tensor, rest: dict[str, Any]) -> bool:
+    """Whether a call is ours: int8 weights, no argument of another weight format or newer schema.
+
+    Args:
+        w: the weight.
+        rest: other arguments by name, not necessarily all.
+    """
+    later = (value for name, value in rest.items() if name in LATER or name not in ARGUMENTS)
+    return w.dtype == torch.int8 and all(value is None for value in later)
 
 
 def check(
@@ -199,6 +205,17 @@ def check(
 
 ARGUMENTS = tuple(inspect.signature(check).parameters)
 """Every argument this package knows, in the order of the schema."""
+
+
+def check_known(call: dict[str, Any]) -> Problem:
+    """:func:`check` of a call by name, of a schema that may be newer than this package.
+
+    An argument that is not known here may be None; anything else is refused by its name.
+    """
+    for name, value in call.items():
+        if name not in ARGUMENTS and value is not None:
+            refuse_later(name, value)
+    return check(**{name: value for name, value in call.items() if name in ARGUMENTS})
 
 
 def check_values(problem: Problem) -> list[int]:

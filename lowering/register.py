@@ -163,8 +163,7 @@ def _autograd(*args: Any, **kwargs: Any) -> Tensor:
 
 def _covers(*args: Any, **kwargs: Any) -> bool:
     call = _by_name(args, kwargs)
-    later = {name: call[name] for name in (*checks.LATER, *_unknown(call)) if name in call}
-    return call["w"] is None or checks.is_covered(call["w"], **later)
+    return call["w"] is None or checks.is_covered(call["w"], call)
 
 
 OPERATORS = (
@@ -198,21 +197,11 @@ def _with_fallback(operator: Operator) -> Kernel:
 
 
 def _problem(*args: Any, **kwargs: Any) -> checks.Problem:
-    call = _by_name(args, kwargs)
-    for name in _unknown(call):
-        value = call.pop(name)
-        if value is not None:
-            checks.refuse_later(name, value)
-    return checks.check(**call)
+    return checks.check_known(_by_name(args, kwargs))
 
 
 def _by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**dict(zip(("x", "w", "group_list"), args)), **kwargs}
-
-
-def _unknown(call: dict[str, Any]) -> list[str]:
-    """Arguments of a generation newer than this package."""
-    return [name for name in call if name not in checks.ARGUMENTS]
 
 
 def _registration() -> _Registration:

@@ -568,7 +568,7 @@ def test_descriptors_of_inputs_are_left_as_they_were(monkeypatch):
     assert converters.__all__ == ["register"]
 
 
-@pytest.mark.parametrize("argument", ["w_dtype", "x_dtype", "offset"])
+@pytest.mark.parametrize("argument", ["w_dtype", "x_dtype", "offset", "made_up"])
 def test_what_ours_does_not_cover_goes_to_upstream(argument):
     """Untouched, with TorchAIR's arguments; without an upstream it is refused by name."""
     from types import SimpleNamespace
@@ -658,6 +658,28 @@ def test_what_the_node_cannot_say_is_refused(name):
     make, error, message = REFUSED[name]
     with pytest.raises(error, match=f"^{message}$"):
         converted(make())
+
+
+@pytest.mark.parametrize("upstream", [True, False])
+def test_none_of_a_newer_schema_is_lowered_by_ours(monkeypatch, upstream):
+    """A TorchAIR newer than this package may name arguments that are not known here."""
+    from npu_lowering import converters
+    from npu_lowering.converters.grouped_matmul_finalize_routing import convert
+
+    def never(*args, **kwargs):
+        raise AssertionError(f"left to upstream: {args}, {kwargs}")
+
+    inner = converters._with_fallback(convert, never if upstream else None)
+
+    def newer(*args, **kwargs):
+        return inner(*args, made_up=None, **kwargs)
+
+    newer.require_meta = True
+    operator = torch.ops.npu.npu_grouped_matmul_finalize_routing.default
+    monkeypatch.setattr(operator, "_ge_converter", newer)
+    case = call()
+    assert_same(compile_and_run(case), function(case))
+    fused_node()
 
 
 def test_float32_bias_is_refused():
