@@ -21,7 +21,8 @@ _STATE = pytest.StashKey[str]()
 # errors, no test of a compiled model would pass.
 _UPSTREAM_WARNINGS = (
     ("TypedStorage is deprecated", UserWarning),
-    (".*torch.jit.script_method", DeprecationWarning),
+    (".*torch.jit.script", DeprecationWarning),
+    (".*torch.jit.script", FutureWarning),  # from torch 2.14 on
 )
 
 

@@ -11,6 +11,8 @@ import torch_npu
 import torchair
 """
 MODEL = """
+import warnings
+
 import pytest
 import torch
 import torch_npu
@@ -49,6 +51,11 @@ def test_what_is_not_lowered_is_not_seen(lowered_graph):
 
 def test_eager():
     assert model(2)[1, 31] == 64
+
+
+@pytest.mark.parametrize("category", [DeprecationWarning, FutureWarning])
+def test_what_torch_says_of_torch(category):
+    warnings.warn("`torch.jit.script_method` is deprecated.", category)
 """
 PROJECT = {"conftest.py": CONFTEST, "test_model.py": MODEL}
 LIGHT_TEST = """
@@ -109,7 +116,7 @@ def run_pytest(tmp_path, python):
 def test_a_project_runs_without_a_device(run_pytest):
     settings = STRICT + "addopts = --npu-offdevice\n"
     output, _ = run_pytest({**PROJECT, "pytest.ini": settings})
-    assert "5 passed" in output
+    assert "7 passed" in output
     assert "warning" not in output
     assert "npu_lowering: off the device" in output
 
@@ -118,7 +125,7 @@ def test_a_project_runs_without_a_device(run_pytest):
 def test_its_workers_run_without_a_device(run_pytest):
     pytest.importorskip("xdist")
     output, _ = run_pytest({**PROJECT, "pytest.ini": STRICT}, "--npu-offdevice", "-n", "2")
-    assert "5 passed" in output
+    assert "7 passed" in output
     assert "warning" not in output
 
 
