@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from npu_lowering.offdevice import OffDeviceError, wheels
+
 # Deterministic in the suite; the long profile looks elsewhere at each run.
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
@@ -30,6 +32,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: more threads 
 def pytest_collection_modifyitems(items):
     """Tests that bring torch_npu into the process come last: nothing can take it out again."""
     items.sort(key=lambda item: "torchair" in item.fixturenames)
+
+
+@pytest.fixture(scope="session")
+def found():
+    """The installed wheels; where they cannot be used off the device, its tests are skipped."""
+    try:
+        return wheels.find_wheels()
+    except OffDeviceError as error:
+        pytest.skip(f"off-device lowering is not possible here: {error}")
 
 
 @pytest.fixture

@@ -7,19 +7,8 @@ import sys
 import ge_models
 import pytest
 
-from npu_lowering.offdevice import OffDeviceError, wheels
-
 # What started processes get of this one's environment, besides PATH.
 PASSED = ("PYTHONPATH", "COVERAGE_")
-
-
-@pytest.fixture(scope="session")
-def found():
-    """The installed wheels; where they cannot be used off the device, its tests are skipped."""
-    try:
-        return wheels.find_wheels()
-    except OffDeviceError as error:
-        pytest.skip(f"off-device lowering is not possible here: {error}")
 
 
 @pytest.fixture(scope="session")
