@@ -109,6 +109,13 @@ ERRORS = {
         "w must be (e, n1, k1, 16, 32) when 5-D, got shape (4, 4, 4, 16, 16)",
     ),
     "w_nz_of_another_k": Bad({"w": zeros(4, 2, 5, 16, 32, dtype=int8)}, ValueError, REQUIRED_K1),
+    "w_nz_of_another_k_padded": Bad(
+        {"w": zeros(4, 2, 2, 16, 32, dtype=int8)},
+        ValueError,
+        "w must be (e, n1, k1, 16, 32) with k1 = ceil(k / 16), which is 3 for the k of x, 33, got "
+        "shape (4, 2, 2, 16, 32)",
+        lambda: fractal_nz(k=33),
+    ),
     "group_list_int32": Bad(
         {"group_list": zeros(4, dtype=int32)}, TypeError, "group_list must be int64, got int32"
     ),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import CASES, call
 from oracle import oracle
+from torch._dynamo.backends.registry import lookup_backend
 
 from npu_lowering import autograd
 from npu_lowering.checks import check
@@ -97,6 +98,25 @@ def test_gradients_compiled(name, dynamic, backend, op):
     assert_close(case, names, gradients(compiled, case, names))
 
 
+def test_token_counts_share_a_compiled_backward(op):
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda **case: op(**case), backend=counting, dynamic=True, fullgraph=True
+    )
+    compilations = []
+    for m in (24, 31, 40):
+        case = call(m=m)
+        gradients(compiled, case, ["scale", "logit"])
+        compilations.append(len(graphs))
+    assert compilations == compilations[:1] * 3
+
+
 def test_second_derivative(op):
     """Backward is made of differentiable ops, so it can be differentiated again."""
     case = call(m=6, k=4, n=3, counts=(2, 0, 4), shared_rows=0, output_bs=4)
@@ -127,16 +147,13 @@ def test_an_input_that_changed_since_forward_is_noticed(name, op):
 
 
 def test_the_default_device_changes_nothing(op):
-    case = call(bias=torch.float32)
-    names = floats_of(case)
-    expected = gradients(op, case, names)
-    case = {**case, **{name: case[name].detach().requires_grad_() for name in names}}
-    out = op(**case)
-    weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    """Autograd's engine leaves it at the CPU, and a tracer of backward need not."""
+    problem, grad, names = check(**call(bias=torch.float32)), torch.rand(6, 64), set(FLOATS)
+    expected = autograd.backward(op, problem, grad, names)
     with torch.device("meta"):
-        actual = torch.autograd.grad(out, [case[name] for name in names], weight)
-    for one, other in zip(actual, expected):
-        assert torch.equal(one, other)
+        actual = autograd.backward(op, problem, grad, names)
+    for name in names:
+        assert torch.equal(actual[name], expected[name]), name
 
 
 def test_nothing_is_recorded_without_need(op):
