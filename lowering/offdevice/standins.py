@@ -24,7 +24,7 @@ from npu_lowering.offdevice.wheels import MARK, OffDeviceError, Wheels, real_can
 from npu_lowering.version import __version__
 
 # Raise it when the same wheels are to get other stand-ins.
-_GENERATION = 1
+_GENERATION = 2
 # All functions are in this one: names are looked up in every library that is loaded globally.
 _FUNCTIONS = "libascendcl.so"
 # torch_npu 2.1 loads it by name at import, so its libraries do not list it.
