@@ -178,5 +178,5 @@ CLOSE = {
     "addmm": (lambda t: torch.addmm(t["w"][0, :5], t["x"], t["w"].t()), 1e-5),
 }
 
-# TorchAIR for torch 2.1 has no converter for these two.
+# Older TorchAIR has no converter for these two; which of them, it is asked.
 LATER = {"expm1", "the same bits"}
