@@ -71,6 +71,13 @@ def test_exported_with_dynamic_tokens():
         assert_routed(exported(*pair(size)), loop(*pair(size), 8, expert_range=(2, 6)))
 
 
+def test_the_default_device_changes_nothing():
+    case = gate()
+    with torch.device("meta"):
+        result = npu_lowering.routing(**case)
+    assert_routed(result, loop(**case))
+
+
 def test_no_value_is_read_on_the_host():
     """Fake tensors have none to read."""
     case = gate()
@@ -138,6 +145,10 @@ MESSAGES = {
         "topk_ids": torch.zeros(0, 3, dtype=torch.int64),
         "topk_weights": torch.zeros(0, 3),
     },
+    "topk_ids must hold at least one token and one slot, got shape (8, 0)": {
+        "topk_ids": torch.zeros(8, 0, dtype=torch.int64),
+        "topk_weights": torch.zeros(8, 0),
+    },
     "topk_weights must be float32, bfloat16 or float16, got int64": {
         "topk_weights": torch.zeros(8, 3, dtype=torch.int64)
     },
@@ -152,6 +163,9 @@ MESSAGES = {
     "expert_range must be two ints, (first, last), got 3 of them": {"expert_range": (0, 1, 2)},
     "expert_range must be (first, last) with 0 <= first < last <= num_experts = 8, got (4, 4)": {
         "expert_range": (4, 4)
+    },
+    "expert_range must be (first, last) with 0 <= first < last <= num_experts = 8, got (-1, 4)": {
+        "expert_range": (-1, 4)
     },
     "expert_range must be (first, last) with 0 <= first < last <= num_experts = 8, got (4, 9)": {
         "expert_range": (4, 9)
