@@ -4,21 +4,21 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 DOT = 16 * 64  # multiplications and adds a round of limits.c
-ROUNDS = 500_000
+ROUNDS = 2_000_000
 BYTES = 1 << 28
 
 
-def functions(threads):
-    """name -> (a function, how much it does), to be timed beside what they limit.
+def measure(threads):
+    """Multiply-accumulates ("arithmetic"), bytes read ("memory") a second; {} without cc or VNNI.
 
-    "arithmetic" does so many multiply-accumulates, "memory" reads so many bytes; their time scales
-    with that. Empty without cc or VNNI.
+    For the fastest of some runs, once torch's threads have ceased to spin.
     """
     if shutil.which("cc") is None or "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
         return {}
@@ -40,7 +40,18 @@ def functions(threads):
         sizes = [ctypes.c_int64(part)] * threads
         list(pool.map(limits.stream, [ctypes.c_void_p(p.data_ptr()) for p in parts], sizes))
 
+    time.sleep(0.2)
     return {
-        "arithmetic": (arithmetic, threads * ROUNDS * DOT),
-        "memory": (stream, threads * part),
+        "arithmetic": threads * ROUNDS * DOT / best(arithmetic),
+        "memory": threads * part / best(stream),
     }
+
+
+def best(function, repeats=10):
+    """The least of some times, in seconds."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
