@@ -178,5 +178,5 @@ CLOSE = {
     "addmm": (lambda t: torch.addmm(t["w"][0, :5], t["x"], t["w"].t()), 1e-5),
 }
 
-# Older TorchAIR has no converter for these two; which of them, it is asked.
-LATER = {"expm1", "the same bits"}
+# What an older TorchAIR lacks a converter for, or lowers to an integer quotient; it is asked.
+LATER = {"divide integers", "expm1", "searchsorted", "the same bits"}
