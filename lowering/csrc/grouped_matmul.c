@@ -67,9 +67,9 @@ enum {
     MAX_ROWS = 8,    /* rows of a block, at most, over all paths */
     MAX_BLOCKS = 3,  /* of a group whose ND weights are read in whole rows */
     SCRATCH = 128,   /* k-rows copied at a time where a panel cannot be read in place */
-    ND_ROWS = 128,   /* k-rows of ND at a time: loading and storing accumulators costs little */
+    ND_ROWS = 512,   /* k-rows of ND at a time: loading and storing accumulators costs little */
     ND_FEW_ROWS = 16, /* the same for one or two rows of x: few streams through memory */
-    ND_RUN = 16,     /* panels of ND at a time: with ND_ROWS, and the next run, in a small L2 */
+    ND_RUN = 8,      /* panels of ND at a time: with ND_ROWS, and the next run, in a small L2 */
 };
 
 /* The call, as native.py packs it: addresses, sizes and strides (in elements). */
@@ -1255,7 +1255,7 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
         /* Tasks enough to even out, as long as the sums are small beside the weights. */
         const int64_t small = c->k * job.lives / (SUMS_SHARE * 4 * job.rows);
         const int64_t wanted = least(over(16 * threads, job.lives), small > 1 ? small : 1);
-        job.slice_k = over(over(c->k, wanted), 4 * ND_ROWS) * 4 * ND_ROWS;
+        job.slice_k = over(over(c->k, wanted), ND_ROWS) * ND_ROWS;
         job.slices = over(c->k, job.slice_k);
         const int64_t row_bytes = job.slices * job.panels * PANEL * 4;
         const int64_t room = SUM_BYTES / row_bytes > most ? SUM_BYTES / row_bytes : most;

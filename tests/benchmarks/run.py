@@ -10,6 +10,7 @@ for the pictures and the peer. Writes results.md, results.json and two PNG files
 import argparse
 import importlib.util
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -114,13 +115,15 @@ def zentorch(case):
 
 
 def interleaved(functions, seconds):
-    """name -> (minimum, median) in milliseconds; each is called in turn."""
+    """name -> (minimum, median) in milliseconds; called in turn, in any order."""
     times = {name: [] for name in functions}
+    order, generator = list(functions.items()), random.Random(0)
     for function in functions.values():
         function(), function()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, function in functions.items():
+        generator.shuffle(order)
+        for name, function in order:
             start = time.perf_counter()
             function()
             times[name].append((time.perf_counter() - start) * 1e3)
