@@ -156,7 +156,7 @@ def compare(actual: Tensor, x: Tensor, w: Tensor, group_list: Tensor, **kwargs: 
     if tuple(actual.shape) != shape:
         raise ValueError(f"actual must be (output_bs, n) = {shape}, got {tuple(actual.shape)}")
     notes = []
-    if actual.device.type != "cpu":
+    if actual.device.type != "cpu":  # pragma: no cover -- it takes another device
         notes.append(f"actual was on {actual.device} and was copied to the CPU")
     if actual.dtype == torch.bfloat16:
         notes.append("actual is bfloat16; its rounding is part of what the order explains")

@@ -107,7 +107,7 @@ def withdraw() -> None:
     for library in registration.libraries:
         if hasattr(library, "_destroy"):
             library._destroy()
-        else:  # torch 2.1, where the C++ handle's own destructor does it
+        else:  # pragma: no cover -- torch 2.1, where the C++ handle's own destructor does it
             torch.library._impls.difference_update(library._op_impls)
             library.m = None
     registration.libraries.clear()

@@ -122,6 +122,14 @@ def test_an_unknown_defect_has_no_cause():
     assert re.search(rf"^3 +\d+ +\S+ +\S+ +{added}$", str(report), re.MULTILINE)
 
 
+def test_a_shape_that_no_nz_weight_has():
+    """Its order cannot be the cause, as the device has no such weight."""
+    case = call(m=9, k=24, n=40, counts=[4, 5], output_bs=9)
+    actual = oracle(**case)
+    actual[2] += 1
+    assert npu_lowering.compare(actual, **case).causes == ()
+
+
 def test_one_wrong_row_is_not_a_cause_elsewhere():
     """A cause has to give the whole output, not only its worst rows."""
     case = full(m=240, counts=(70, 0, 90, 50), output_bs=40)

@@ -4,9 +4,12 @@ Environment 2, torch_npu imported, is in tests/offdevice.
 """
 
 import importlib.util
+import sys
 
 import pytest
 from versions import TORCH
+
+from npu_lowering import register
 
 HAS_TORCH_NPU = importlib.util.find_spec("torch_npu") is not None
 needs_torch_npu = pytest.mark.skipif(not HAS_TORCH_NPU, reason="torch_npu is not installed")
@@ -300,3 +303,14 @@ assert op(w=int8, w_dtype=5, **case).shape == (7, 7)
 assert op(w=int8, offset=torch.ones(1, device="meta"), **case).shape == (7, 7)
 """
     run_python(program)
+
+
+def test_a_torch_npu_that_does_not_come_up_is_said(monkeypatch):
+    """On a device, where torch_npu is imported first, its driver may be broken."""
+    monkeypatch.setitem(sys.modules, "torch_npu", None)
+    with pytest.warns(RuntimeWarning, match="its import failed .* goes on without it, on CPU"):
+        register._import_torch_npu()
+
+
+def test_a_kernel_that_no_one_has_registered():
+    assert register.owner("Lazy") == "none"

@@ -92,6 +92,15 @@ def test_errors(function, args, error, message):
         function(*args)
 
 
+@pytest.mark.parametrize("name", ["customize_dtype", "input_dtype"])
+def test_format_cast_to_another_dtype_is_refused(name):
+    cast = torch.ops.npu.npu_format_cast
+    if name not in [argument.name for argument in cast.default._schema.arguments]:
+        pytest.skip(f"npu_format_cast of this torch_npu has no {name}")
+    with pytest.raises(NotImplementedError, match=f"{name} must be None on CPU, got 1"):
+        cast(torch.zeros(2, 2, dtype=torch.int8), 29, **{name: 1})
+
+
 @pytest.mark.parametrize("acl_format", [2, 29])
 def test_format_cast_keeps_the_tensor(acl_format):
     w = weight(2, 8, 6).transpose(1, 2)

@@ -530,6 +530,24 @@ def test_without_a_library_there_is_no_kernel(monkeypatch):
         native.path()
 
 
+def test_a_library_that_was_not_built_is_not_looked_for_elsewhere(monkeypatch):
+    monkeypatch.delenv(native.LIBRARY_VARIABLE, raising=False)
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda _: None)
+    assert native._library() is None
+
+
+def test_a_torch_without_openmp_gives_no_threads(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    assert native._torch_threads() is None
+
+
+def test_memory_that_ran_out_is_an_error(monkeypatch):
+    monkeypatch.setattr(native, "_kernel", lambda: native._Kernel(lambda *_: -1, 0, "c"))
+    out, arguments = problem([1], 4, 4)
+    with pytest.raises(MemoryError, match="workspace of grouped_matmul_combine"):
+        native.grouped_matmul_combine(out, **arguments)
+
+
 @needs_kernel
 @pytest.mark.usefixtures("use")
 def test_a_library_of_another_version_is_refused(monkeypatch):

@@ -56,7 +56,7 @@ def play() -> None:
     torch_npu.get_npu_format = _format_of
     for name, value in _runtime().items():
         setattr(torch_npu.npu, name, value)
-    if hasattr(torch, "accelerator"):
+    if hasattr(torch, "accelerator"):  # pragma: no branch -- from torch 2.6 on
         # Torch's own code asks here before it asks the device for a stream.
         torch.accelerator.is_available = lambda: False
 
@@ -75,7 +75,7 @@ def _replace(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
     for part in path:
         owner = getattr(owner, part)
     original = getattr(owner, last, None)
-    if original is not None:
+    if original is not None:  # pragma: no branch -- older torch lacks some
         setattr(owner, last, wrapper(original))
 
 

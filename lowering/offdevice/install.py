@@ -84,7 +84,8 @@ def _signals_kept() -> Iterator[None]:
         yield
     finally:
         for number, handler in kept.items():
-            if handler is not None:  # else it is one of C, which Python cannot set
+            # None stands for one of C, which Python cannot set.
+            if handler is not None:  # pragma: no branch
                 signal.signal(number, handler)
 
 

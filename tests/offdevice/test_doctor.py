@@ -24,6 +24,12 @@ def test_a_machine_without_cann(python, warm):
     assert "problem" not in errors
 
 
+@pytest.mark.usefixtures("found")
+def test_a_cache_that_cannot_be_used(python):
+    output, _ = python("-m", "npu_lowering", "doctor", env={"XDG_CACHE_HOME": "/dev/null/none"})
+    assert "written anew at every start: /dev/null/none/npu-lowering" in output
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_problem_is_named_with_what_to_do(installed, monkeypatch, capsys):
     def find_wheels():

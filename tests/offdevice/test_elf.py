@@ -175,6 +175,22 @@ def test_a_truncated_file_is_refused(machine, tmp_path):
             elf.read(path)
 
 
+def test_a_section_past_the_end_is_refused(machine, tmp_path):
+    whole = bytearray(library(machine))
+    header = elf._EHDR.unpack_from(whole)
+    for place in range(header[12]):
+        start = header[6] + place * header[11]
+        section = list(elf._SHDR.unpack_from(whole, start))
+        if section[1] == elf._SHT_DYNSYM:
+            section[5] = len(whole)
+            elf._SHDR.pack_into(whole, start, *section)
+    path = tmp_path / "lib.so"
+    path.write_bytes(whole)
+    with pytest.raises(elf.ElfError, match="it ends early") as raised:
+        elf.read(path)
+    assert "a section ends after the file" in str(raised.value.__cause__)
+
+
 def test_an_unknown_machine_is_refused():
     with pytest.raises(elf.ElfError, match="x86_64, aarch64, got 'riscv64'"):
         elf.write("riscv64", "lib.so", b"", {})

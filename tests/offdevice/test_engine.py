@@ -7,7 +7,7 @@ import ge_models
 import pytest
 import torch
 from aten_programs import CLOSE, EXACT, LATER, TENSORS
-from kernel_cases import BY_HAND, INT, F
+from kernel_cases import BY_HAND, INT, REFUSED, F
 from versions import TORCH
 
 from npu_lowering.offdevice import engine, ge_ops
@@ -89,6 +89,13 @@ def test_a_kernel_computes_what_its_definition_says(case):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
     for name, value in inputs.items():
         assert torch.equal(value, before[name]) or value.isnan().any(), f"{name} was written"
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=[f"{i}-{c[0]}" for i, c in enumerate(REFUSED)])
+def test_a_kernel_says_what_it_does_not_compute(case):
+    op_type, inputs, attrs, message = case
+    with pytest.raises(GraphError, match=message):
+        ge_ops.KERNELS[op_type](ge_models.call(op_type, inputs, attrs, callers=inputs.values()))
 
 
 def test_every_kernel_is_exercised(swept):
@@ -273,6 +280,31 @@ def test_a_cycle_is_named():
     model.end("two:0")
     with pytest.raises(GraphError, match="a cycle through one, two"):
         _loaded(model).compile()
+
+
+def test_what_a_model_lacks_is_said():
+    model = ge_models.Model()
+    model.data(0, F)
+    model.op("Const", "empty").attr["value"].i = 1
+    model.op("Add", "sum", [("x1", "in0:0"), ("x2", "empty:0")])
+    model.end("sum:0")
+    with pytest.raises(GraphError, match=r"'empty' \(Const\) has no tensor in its attribute"):
+        _loaded(model).compile()
+    model = ge_models.Model()
+    model.data(0, F)
+    model.op("Abs", "two", [("x", "in0:0")], outputs=("y", "z"))
+    model.end("two:0")
+    made = _loaded(model)
+    made.compile()
+    with pytest.raises(GraphError, match="has 2 outputs, and its kernel here gives 1"):
+        made.run(([F], [], None))
+    model = ge_models.Model()
+    model.data(0, F)
+    model.end("in0:0")
+    made = _loaded(model)
+    made.compile()
+    with pytest.raises(GraphError, match="'hand' has 1 outputs, 2 were assigned"):
+        made.run(([F], [F, F], None))
 
 
 def _failing(message, *, op_type="Add", second=F, given=(F,), dtypes=(0,), promise=None):

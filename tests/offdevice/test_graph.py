@@ -51,6 +51,27 @@ def test_a_model_is_read():
     assert str(read.node("numbers")) == "   numbers = Const(value=int64[2] [1, 2]) -> int64[2]"
 
 
+def test_what_is_rarely_there_is_read():
+    model = _model()
+    model.const(torch.empty(0, 2, dtype=torch.int64), "none")
+    op = model.op("Abs", "abs", [("x", "in0:0")])
+    op.attr["pairs"].list_list_int.list_list_i.add().list_i.extend([0, 1])
+    op.attr["ratios"].list_list_float.list_list_f.add().list_f.extend([0.5])
+    op.attr["blob"].s = b"\xff"
+    op.attr["nothing"].SetInParent()
+    op.output_desc[0].attr["_meta"].s = b"Tensor(of a kind that is not known)"
+    op = model.op("Abs", "private", [("x", "in0:0")])
+    op.output_desc[0].attr["origin_shape"].list.i.extend([4, 5])
+    model.end("abs:0")
+    read = graph.parse(model.blob())
+    assert dict(read.node("abs").attrs) == {
+        "pairs": ((0, 1),), "ratios": ((0.5,),), "blob": b"\xff", "nothing": None,
+    }  # fmt: skip
+    assert read.node("abs").outputs[0].shape is None
+    assert read.node("private").outputs[0].shape == (4, 5)
+    assert read.node("none").attrs["value"].shape == (0, 2)
+
+
 def test_a_dtype_without_meta_is_not_believed():
     model = _model()
     model.op("Abs", "abs", [("x", "in0:0")]).output_desc[0].dtype = 1
@@ -114,6 +135,11 @@ def _bad_dtype(model):
     model.end("abs:0")
 
 
+def _strange_const(model):
+    model.const(torch.tensor([1, 2]), "strange").attr["value"].t.desc.dtype = 13  # DT_STRING
+    model.end("in0:0")
+
+
 BROKEN = {
     "no such node": (lambda m: m.end("none:0"), "'NetOutput' .* reads none:0, and there is no"),
     "no such output": (lambda m: m.end("in0:1"), "reads in0:1, and that node has 1 outputs"),
@@ -125,6 +151,10 @@ BROKEN = {
     "one name twice": (lambda m: (m.data(1, X, "in0"), m.end("in0:0")), "two nodes .* name 'in0'"),
     "a gap": (lambda m: (m.data(2, X), m.end("in0:0")), r"0, 1, 2, ...; they have \[0, 2\]"),
     "cut short": (_short_const, r"'cut' \(Const\): a constant of DT_INT64\[2\] needs 16 bytes"),
+    "no torch dtype": (
+        _strange_const,
+        r"'strange' .* a constant of DT_STRING cannot be held by torch",
+    ),
     "an input twice": (_same_input_twice, r"'abs' \(Abs\): it has two inputs named 'x'"),
     "no descriptor": (_no_descriptor, "it has 1 inputs and 0 input descriptors"),
     "no such dtype": (_bad_dtype, "99 is not the number of a dtype of ge.proto"),

@@ -1,10 +1,17 @@
 """install(), in processes that have imported this or that before."""
 
+import importlib
 import signal
+import sys
 
 import pytest
 
+from npu_lowering.offdevice import OffDeviceError
+
 pytestmark = pytest.mark.usefixtures("found")
+
+# The package has the function by this name.
+INSTALL = importlib.import_module("npu_lowering.offdevice.install")
 
 # What works once install() has been called.
 WORKS = """
@@ -65,7 +72,7 @@ overload = packet.default
 library = torch.library.Library("npu", "FRAGMENT")
 library.define("npu_rms_norm(Tensor x) -> Tensor")
 from npu_lowering import register
-from npu_lowering.offdevice import OffDeviceError, install
+from npu_lowering.offdevice import OffDeviceError
 try:
     install()
 except OffDeviceError as error:
@@ -121,6 +128,43 @@ def test_a_signal_ends_the_process_as_ever(number, python):
     """TorchAIR's own handlers would swallow the first one, and ignore those that follow."""
     _, errors = python("-c", SIGNALLED.format(number), code=-number)
     assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
+
+
+# A kernel for an operator that nobody has defined yet; and a thread that is not the main one.
+THREAD = f"""
+import threading
+import npu_lowering, torch
+kernels = torch.library.Library("npu", "IMPL")
+kernels.impl("npu_of_tomorrow", lambda x: x, "CPU")
+from npu_lowering.offdevice import install
+thread = threading.Thread(target=install)
+thread.start()
+thread.join()
+assert install() is True
+{WORKS}
+"""
+
+
+def test_from_a_thread(python):
+    output, errors = python("-c", THREAD)
+    assert (output, "Traceback" in errors) == ("", False)
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"), [("pkg_resources", "setuptools<81"), ("attr", "attr")]
+)
+def test_a_module_that_an_import_lacks_is_named(missing, command, tmp_path, monkeypatch):
+    (tmp_path / "needs_a_module.py").write_text(f"import {missing}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, missing, None)
+    message = f"needs the module {missing}, not installed here; run: pip install '{command}'"
+    with pytest.raises(OffDeviceError, match=message):
+        INSTALL._import("needs_a_module")
+
+
+def test_a_module_of_ours_that_is_missing_is_our_fault():
+    with pytest.raises(ModuleNotFoundError):
+        INSTALL._import("npu_lowering.of_tomorrow")
 
 
 def test_an_engine_that_is_in_place_already(python):

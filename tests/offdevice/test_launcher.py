@@ -1,6 +1,7 @@
 """``python -m npu_lowering run``: the script finds a device, and otherwise plain python."""
 
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,27 @@ def test_the_tensorflow_that_scripts_touch(script, python):
     assert dtype == "bfloat16" or "ml_dtypes is to be installed" in dtype
 
 
+def test_the_bfloat16_of_ml_dtypes_is_taken(script, python):
+    script("import numpy; bfloat16 = numpy.float16", "ml_dtypes.py")
+    output, _ = python("-c", BARE, script(TENSORFLOW))
+    assert output.splitlines()[1] == "float16"
+
+
+def test_on_a_device_nothing_is_prepared(monkeypatch):
+    monkeypatch.setattr(launcher, "install", lambda: False)
+    finders = list(sys.meta_path)
+    launcher.prepare()
+    assert sys.meta_path == finders
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="-P came with Python 3.11")
+def test_a_safe_path_stays_safe(script, python):
+    script("", "beside.py")
+    path = script("import beside")
+    _, errors = python("-P", "-c", BARE, path, code=1)
+    assert "No module named 'beside'" in errors
+
+
 def test_an_installed_tensorflow_comes_first(script, python):
     script("zeros = 'theirs'", "tensorflow.py")
     output, _ = python("-c", BARE, script("import tensorflow as tf; print(tf.zeros)"))
@@ -211,6 +233,17 @@ with torch.npu.device(0), torch.npu.stream(stream):
     stream.wait_event(begin)
     torch.npu.current_stream().record_event(end).synchronize()
 assert begin.elapsed_time(end) >= 0 and end.query()
+made = stream.record_event()
+made.wait(stream)
+stream.wait_stream(torch.npu.current_stream())
+stream.synchronize()
+assert stream.query() and begin.elapsed_time(made) >= 0
+try:
+    begin.elapsed_time(torch.npu.Event())
+except RuntimeError as error:
+    assert "both events must be recorded" in str(error)
+else:
+    raise AssertionError("an event that was not recorded has a time")
 
 # Formats.
 torch_npu.npu.config.allow_internal_format = True

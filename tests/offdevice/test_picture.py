@@ -57,7 +57,7 @@ def _graph(name="a layer"):
             {"x": ("x <&\"'\\", 0), "w": ("w", 0), "logit": ("TopK", 1)},
             {"output_bs": 36},
             (_info(shape=(36, 8)),),
-            control=("TopK",),
+            control=("TopK", "axis"),  # axis is shown in its reader's box
         ),
         _node("NetOutput", "NetOutput", {"input0": ("fused", 0)}),
     )
@@ -126,6 +126,21 @@ def test_boxes_do_not_overlap_and_arrows_go_down(seed):
         assert path[0] == (start[0] + link.out, start[3])
         assert path[-1] == (end[0] + link.into, end[1])
         assert all(upper[1] <= lower[1] for upper, lower in zip(path, path[1:]))
+
+
+def test_arrows_from_one_output_share_their_bends():
+    links = [
+        Link(0, 5, 1, 5),
+        Link(1, 5, 2, 5),
+        Link(2, 5, 3, 2),
+        Link(0, 1, 3, 5),
+        Link(0, 1, 3, 8),
+    ]
+    placed = picture_layout.layout([Size(10, 10)] * 4, links)
+    one, other = placed.paths[3:]
+    assert one[:-1] == other[:-1]
+    assert len(one) > 2
+    assert one[-1] != other[-1]
 
 
 def test_a_layout_ends_whatever_it_is_given():
@@ -231,6 +246,19 @@ def test_a_script_that_ends_otherwise_is_drawn_as_well(script, tmp_path):
     with pytest.raises(SystemExit, match="3"):
         draw.main("s.py", [], str(tmp_path / "g.html"), every=False)
     assert (tmp_path / "g.html").is_file()
+
+
+def test_a_script_that_ends_before_it_lowers_anything(script, tmp_path, capsys):
+    def fail():
+        raise ValueError("too soon")
+
+    script(ends=fail)
+    with pytest.raises(ValueError, match="too soon"):
+        draw.main("s.py", [], str(tmp_path / "g.html"), every=False)
+    script(ends=lambda: 3)
+    assert draw.main("s.py", [], str(tmp_path / "g.html"), every=False) == 3
+    assert not list(tmp_path.iterdir())
+    assert "nothing to draw" not in capsys.readouterr().err
 
 
 def test_what_cannot_be_drawn(script, tmp_path, capsys, monkeypatch):

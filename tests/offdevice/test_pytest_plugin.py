@@ -130,6 +130,13 @@ def test_its_workers_run_without_a_device(run_pytest):
 
 
 @pytest.mark.usefixtures("found")
+def test_a_project_that_installs_by_itself_has_the_fixtures(run_pytest):
+    conftest = f"from npu_lowering import offdevice\noffdevice.install()\n{CONFTEST}"
+    output, _ = run_pytest({**PROJECT, "conftest.py": conftest})
+    assert "7 passed" in output
+
+
+@pytest.mark.usefixtures("found")
 def test_a_test_that_lowers_nothing_fails_at_its_own_line(run_pytest):
     text = "def test(lowered_graph): lowered_graph()\n"
     files = {"test_it.py": text, "pytest.ini": STRICT}

@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import errno
 import json
 import os
 import platform
@@ -222,6 +223,34 @@ def test_a_sticky_folder_above_is_no_danger(tmp_path):
     assert cache.private_folder(tmp_path / "tmp" / "mine") == tmp_path / "tmp" / "mine"
 
 
+def test_a_link_above_that_only_we_can_turn_is_no_danger(folder, home, tmp_path):
+    (tmp_path / "link").symlink_to(home)
+    assert cache.private_folder(tmp_path / "link" / folder.relative_to(home)) == folder
+
+
+def test_a_folder_that_cannot_be_written_to(folder, monkeypatch):
+    """Which, by its mode, it could be: a file system that is read-only."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(cache.CacheUnavailableError, match="cannot be written to; set XDG_CACHE"):
+        cache.private_folder(folder)
+
+
+def test_the_folders_above_may_be_on_a_file_system_that_is_read_only(folder, monkeypatch):
+    def mkdir(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(type(folder), "mkdir", mkdir)
+    assert cache.private_folder(folder) == folder
+    with pytest.raises(cache.CacheUnavailableError, match="Read-only file system"):
+        cache.private_folder(folder / "new")
+
+
+def test_what_was_just_written_is_not_whole(found, home, monkeypatch):
+    monkeypatch.setattr(cache, "store", lambda *_: None)
+    with pytest.raises(cache.CacheUnavailableError, match=f"{home}.* does not hold what was just"):
+        standins._in_cache(found)
+
+
 def test_a_home_that_cannot_be_written_to(tmp_path, load, home):
     home.write_text("a file, where a folder is wanted")
     temporaries = tmp_path / "temporaries"
@@ -240,6 +269,7 @@ def test_nowhere_to_write(found, home, monkeypatch):
     assert str(home) in str(raised.value)
 
 
+@pytest.mark.usefixtures("found")
 def test_a_cache_on_a_full_disk(home, python):
     """Half a file was written when there was no room left: it goes, and is nowhere loaded from."""
     full = f"""{LIGHT}
@@ -258,6 +288,7 @@ os.fsync = full
     assert not [path for path in home.rglob("*") if path.is_file()]
 
 
+@pytest.mark.usefixtures("found")
 def test_every_disk_is_full(home, python):
     """No file may become longer than a page, as where the last page of a disk was just taken."""
     program = f"""{LIGHT}

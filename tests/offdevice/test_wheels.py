@@ -1,6 +1,7 @@
 """What is installed, and the sentences for what does not fit."""
 
 import dataclasses
+import importlib.metadata
 import platform
 import sys
 
@@ -83,6 +84,24 @@ def test_another_machine_is_refused(system, machine, monkeypatch):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     with pytest.raises(OffDeviceError, match=f"this is {system} on {machine}"):
+        wheels.find_wheels()
+
+
+def test_a_small_python_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(sys, "maxsize", (1 << 31) - 1)
+    with pytest.raises(OffDeviceError, match="needs a 64-bit Python, this one has 32 bits"):
+        wheels.find_wheels()
+
+
+def test_a_package_without_metadata_is_named(packages, monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    packages()
+    monkeypatch.setattr(wheels.importlib.metadata, "version", version)
+    with pytest.raises(OffDeviceError, match="torch_npu is importable but has no metadata"):
         wheels.find_wheels()
 
 
