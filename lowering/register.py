@@ -113,8 +113,11 @@ def withdraw() -> None:
     registration.libraries.clear()
     registration.owned.clear()
     namespace = getattr(torch.ops, schema.NAMESPACE)
+    # FX keeps signatures by name, and whoever defines the operator next may give it another.
+    signatures = getattr(torch.fx.operator_schemas, "_SCHEMA_TO_SIGNATURE_CACHE", {})
     for operator in OPERATORS:
         namespace.__dict__.pop(operator.name, None)
+        signatures.pop((operator.qualname, ""), None)
 
 
 def is_defined(qualname: str) -> bool:

@@ -142,6 +142,24 @@ for _ in range(2):
     run_python(OURS + WORKS + program + OURS)
 
 
+def test_another_signature_is_seen_after_withdrawing(run_python):
+    """As a torch_npu defines an older schema than ours."""
+    program = """
+from npu_lowering import register
+from torch.fx.operator_schemas import get_signature_for_torch_op
+def parameters():
+    op = torch.ops.npu.npu_grouped_matmul_finalize_routing.default
+    (signature,) = get_signature_for_torch_op(op)
+    return list(signature.parameters)
+assert parameters()[:2] == ["x", "w"] and len(parameters()) > 10
+register.withdraw()
+library = torch.library.Library("npu", "FRAGMENT")
+library.define("npu_grouped_matmul_finalize_routing(Tensor other) -> Tensor")
+assert parameters() == ["other"], parameters()
+"""
+    run_python(OURS + "import torch" + program)
+
+
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_workers(run_python, tmp_path, method):
     (tmp_path / "work.py").write_text(OURS + WORKS)
