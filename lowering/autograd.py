@@ -23,16 +23,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from npu_lowering.checks import Problem, Size, check_known, is_symbolic
-from npu_lowering.decomposition import totals
+from npu_lowering.decomposition import add_rows, totals
 
 Op = Callable[..., Tensor]
 
 # Rows whose (rows, n) intermediates are alive at a time in eager mode.
 _ROWS = 2048
-
-# Inductor's C++ for one thread stores whole rows where it has to add them: wrong sums, unsaid.
-# Found in 2.6; element by element it adds.
-_ROWS_ARE_STORED = (2, 5) <= torch.__version__ < (2, 7)  # type: ignore[operator]
 
 _TENSORS = (
     "x",
@@ -158,7 +154,7 @@ def _backward_rows(
     zeros = torch.zeros_like(problem.scale, dtype=torch.float32)
     if wanted & {"scale", "pertoken_scale", "logit"}:
         weighted = _products(op, problem, ends, rows) * grad
-        found["scale"] = _add_rows(zeros, group, weighted * (pertoken_scale * logit).unsqueeze(1))
+        found["scale"] = add_rows(zeros, group, weighted * (pertoken_scale * logit).unsqueeze(1))
         dot = torch.where(counts, (weighted * problem.scale.float()[group]).sum(1), 0.0)
         found["pertoken_scale"] = logit * dot
         found["logit"] = pertoken_scale * dot
@@ -168,17 +164,8 @@ def _backward_rows(
             found["logit"] = found["logit"] + torch.where(
                 counts.unsqueeze(1), bias * grad, 0.0
             ).sum(1)
-        found["bias"] = _add_rows(zeros, group, logit.unsqueeze(1) * grad)
+        found["bias"] = add_rows(zeros, group, logit.unsqueeze(1) * grad)
     return found
-
-
-def _add_rows(totals: Tensor, group: Tensor, rows: Tensor) -> Tensor:
-    """``totals.index_add(0, group, rows)``."""
-    if not _ROWS_ARE_STORED:
-        return totals.index_add(0, group, rows)
-    place = group.unsqueeze(1) * rows.shape[1] + torch.arange(rows.shape[1], device=rows.device)
-    flat = totals.reshape(-1).index_add(0, place.reshape(-1), rows.reshape(-1))
-    return flat.view(totals.shape)
 
 
 def _or_one(factor: Tensor | None, rows: slice, counts: Tensor) -> Tensor:

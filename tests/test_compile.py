@@ -212,6 +212,20 @@ def test_decomposition_traces_with_symbolic_sizes(name, op):
     assert_same(graph(case), function(case))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_decomposition_through_inductor(threads, op):
+    """Whose adds may be in another order where it has threads."""
+    case = CASES["both"]()
+    decomposed = npu_lowering.decompositions()[op.default]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out = torch.compile(lambda **case: decomposed(**case))(**case)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(out, function(case), rtol=1e-5, atol=1e-4)
+
+
 def test_no_decomposition_is_global(op):
     from torch._decomp import core_aten_decompositions, decomposition_table
 

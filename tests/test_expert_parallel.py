@@ -13,10 +13,9 @@ from versions import TORCH
 EXAMPLE = Path(__file__).parent.parent / "examples" / "expert_parallel.py"
 SIZES = ("--tokens", "16", "--experts", "8", "--top-k", "2", "--inner", "64", "--outer", "96")
 
-pytestmark = [
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed"),
-    pytest.mark.skipif(TORCH < (2, 7), reason="older gloo has no reduce_scatter"),
-]
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="needs torch.distributed"
+)
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -43,6 +42,9 @@ def test_equal_to_one_rank(world, tmp_path):
         timeout=120,
         check=False,
     )
+    if "ProcessGroupGloo does not support reduce_scatter" in done.stderr:
+        assert TORCH < (2, 9)
+        pytest.skip("older gloo has no reduce_scatter")
     assert done.returncode == 0, done.stderr
     assert f"{world} ranks, {16 * world} tokens, 8 experts" in done.stdout
     assert "explained by the order of adds" in done.stdout

@@ -72,7 +72,7 @@ overload = packet.default
 library = torch.library.Library("npu", "FRAGMENT")
 library.define("npu_rms_norm(Tensor x) -> Tensor")
 from npu_lowering import register
-from npu_lowering.offdevice import OffDeviceError
+from npu_lowering.offdevice import OffDeviceError, install
 try:
     install()
 except OffDeviceError as error:
