@@ -13,6 +13,11 @@ NEEDS = {"compile_and_export.py": (2, 6)}
 # Scripts for an NPU run through the launcher.
 LAUNCHER = {"graph_mode.py": ("-m", "npu_lowering", "run")}
 NEEDS_OFFDEVICE = {"graph_mode.py", "deepseek_moe_layer.py"}
+# What torch_npu of some releases cannot do off the device: routing, Inductor.
+FAULTS = {
+    (2, 5): "searchsorted.Tensor ge_converter is not implemented",
+    (2, 8): "0 active drivers ([])",
+}
 # These need several processes, and have a test of their own.
 DISTRIBUTED = {"expert_parallel.py"}
 # An example is read in one sitting; one that is a whole layer, or a whole parallel program, with
@@ -40,6 +45,9 @@ def test_example(example, tmp_path, request):
         env={**environment, "HOME": str(tmp_path)},
         check=False,
     )
+    for release, fault in FAULTS.items():
+        if release == TORCH and fault in done.stderr:
+            pytest.skip(f"{example} cannot run on this torch_npu: {fault}")
     assert done.returncode == 0, done.stderr
     assert "True" in done.stdout or "bit for bit" in done.stdout
 

@@ -12,6 +12,7 @@ import torch
 from cases import CASES, call, fractal_nz, symbolic
 from compare import assert_same
 from errors import ERRORS
+from versions import TORCH
 
 import npu_lowering
 from npu_lowering import offdevice
@@ -60,7 +61,15 @@ def function(case):
     return torch.ops.npu.npu_grouped_matmul_finalize_routing(**case)
 
 
+def parameters():
+    """The argument names of the operator's schema, whoever defined it."""
+    operator = torch.ops.npu.npu_grouped_matmul_finalize_routing.default
+    return {argument.name for argument in operator._schema.arguments}
+
+
 def compile_and_run(case, model=function, dynamic=False):
+    if lacking := set(case) - parameters():
+        pytest.skip(f"the schema of this torch_npu lacks {', '.join(sorted(lacking))}")
     return torch.compile(model, backend=backend(), dynamic=dynamic, fullgraph=True)(case)
 
 
@@ -489,7 +498,7 @@ def test_the_node_is_upstreams_where_upstream_is_right(name, by_upstream, monkey
     monkeypatch.undo()
     torch._dynamo.reset()
     compile_and_run(case)
-    if not case.get("tuning_config"):
+    if not case.get("tuning_config") and "tuning_config" in parameters():
         # The one attribute that upstream always sends, and that an older CANN does not know.
         assert attributes.pop("tuning_config") == (0,)
     assert said(fused_node()) == (inputs, attributes, outputs)
@@ -666,6 +675,8 @@ def test_what_the_node_cannot_say_is_refused(name):
 @pytest.mark.parametrize("upstream", [True, False])
 def test_none_of_a_newer_schema_is_lowered_by_ours(monkeypatch, upstream):
     """A TorchAIR newer than this package may name arguments that are not known here."""
+    if TORCH == (2, 5):
+        pytest.skip("this TorchAIR marks converters in another way")
     from npu_lowering import converters
     from npu_lowering.converters.grouped_matmul_finalize_routing import convert
 

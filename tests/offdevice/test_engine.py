@@ -103,7 +103,8 @@ def test_every_kernel_is_exercised(swept):
     used = {node.type for _, lowered in swept.values() for node in lowered.nodes}
     used |= {case[0] for case in BY_HAND}
     used |= {"GroupedMatmulFinalizeRouting", "Gelu", "InplaceIndexAdd", "MatMulV2"}
-    assert sorted(set(ge_ops.KERNELS) - used) == []
+    lacking = {"SearchSorted"} if TORCH < (2, 6) else set()  # no converter to it
+    assert set(ge_ops.KERNELS) - used <= lacking
 
 
 def _moe(w, scale):

@@ -1,5 +1,7 @@
 """The parsed graph: what a model says, and what is said of a model that is broken."""
 
+import re
+
 import ge_models
 import pytest
 import torch
@@ -190,7 +192,9 @@ def test_the_last_graph(torchair, monkeypatch):
         lowered.last_graph()
     ge_models.lower(torchair, lambda x: x + 1, (X,))
     assert [node.type for node in lowered.last_graph().nodes][-2:] == ["Add", "NetOutput"]
-    assert "Add = Add(x1=arg0_1:0, x2=Const:0) -> float32[2, 3]" in str(lowered.last_graph())
+    # Older TorchAIR goes on counting from graph to graph.
+    add = r"Add\w* = Add\(x1=arg0_1:0, x2=Const\w*:0\) -> float32\[2, 3\]"
+    assert re.search(add, str(lowered.last_graph()))
 
 
 def test_a_recording_keeps_what_is_lowered_while_it_is_open(torchair):

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from processes import LIGHT
+from versions import TORCH
 
 CONFTEST = """
 import torch_npu
@@ -119,7 +120,7 @@ def test_a_project_runs_without_a_device(run_pytest):
     settings = STRICT + "addopts = --npu-offdevice\n"
     output, _ = run_pytest({**PROJECT, "pytest.ini": settings})
     assert "7 passed" in output
-    assert "warning" not in output
+    assert "warning" not in output or TORCH < (2, 6)  # of older TorchAIR itself
     assert "npu_lowering: off the device" in output
 
 
@@ -128,7 +129,7 @@ def test_its_workers_run_without_a_device(run_pytest):
     pytest.importorskip("xdist")
     output, _ = run_pytest({**SMALL, "pytest.ini": STRICT}, "--npu-offdevice", "-n", "2")
     assert "2 passed" in output
-    assert "warning" not in output
+    assert "warning" not in output or TORCH < (2, 6)  # of older TorchAIR itself
 
 
 @pytest.mark.usefixtures("found")
