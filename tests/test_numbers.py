@@ -7,7 +7,7 @@ from compare import assert_same
 from oracle import oracle
 
 import npu_lowering
-from npu_lowering import cpu, native
+from npu_lowering import cpu, decomposition, native
 
 ALL = {**CASES, **FULL_SIZE}
 
@@ -21,6 +21,13 @@ def test_eager_and_decomposition_equal_the_oracle(name, op):
     assert_same(actual, expected)
     assert_same(npu_lowering.npu_grouped_matmul_finalize_routing(**case), expected)
     assert_same(npu_lowering.decompositions()[op.default](**case), expected)
+
+
+@pytest.mark.parametrize("name", ["both", "strided", "tail_of_garbage", "every_row_to_one_token"])
+def test_the_decomposition_for_a_torch_that_cannot_add_rows(name, op, monkeypatch):
+    monkeypatch.setattr(decomposition, "_ROWS_ARE_STORED", True)
+    case = CASES[name]()
+    assert_same(npu_lowering.decompositions()[op.default](**case), oracle(**case))
 
 
 @pytest.mark.skipif(not native.available(), reason="no compiled kernel is installed")
