@@ -151,9 +151,9 @@ def _check_versions(wheels: Wheels) -> None:
             f"{'.'.join(map(str, wanted))}, but torch {wheels.torch_version} is installed; "
             f"install the pair of one release, for example: {INSTALL}"
         )
-    if found >= (2, 14) and wheels.cuda is not None:
+    if found >= (2, 10) and wheels.cuda is not None:
         raise OffDeviceError(
-            f"torch {wheels.torch_version} is a build for CUDA {wheels.cuda}; from torch 2.14 on "
+            f"torch {wheels.torch_version} is a build for CUDA {wheels.cuda}; from torch 2.10 on "
             "torch_npu ends the process beside one (both claim one allocator). Install the CPU "
             "build of the same release, from PyTorch's index of CPU wheels"
         )

@@ -38,8 +38,10 @@ def test_finds_both(packages, tmp_path):
     )
 
 
-def test_a_cuda_build_of_an_older_torch_will_do(packages):
-    assert packages(torch="2.1.0+cu121", torch_npu="2.1.0.post17", cuda="12.1").cuda == "12.1"
+@pytest.mark.parametrize("release", ["2.1.0", "2.9.0"])
+def test_a_cuda_build_of_an_older_torch_will_do(packages, release):
+    found = packages(torch=f"{release}+cu121", torch_npu=f"{release}.post17", cuda="12.1")
+    assert found.cuda == "12.1"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,11 @@ def test_a_cuda_build_of_an_older_torch_will_do(packages):
         ),
         (
             {"torch": "2.14.0+cu130", "torch_npu": "2.14.0", "cuda": "13.0"},
-            "torch 2.14.0+cu130 is a build for CUDA 13.0; from torch 2.14 on",
+            "torch 2.14.0+cu130 is a build for CUDA 13.0; from torch 2.10 on",
+        ),
+        (
+            {"torch": "2.10.0+cu128", "torch_npu": "2.10.0.post7", "cuda": "12.8"},
+            "torch 2.10.0+cu128 is a build for CUDA 12.8; from torch 2.10 on",
         ),
     ],
 )
