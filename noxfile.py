@@ -81,7 +81,8 @@ def _outcomes(junit):
     for case in ET.fromstring(junit).iter("testcase"):  # noqa: S314 -- pytest wrote it
         skip = case.find("skipped")
         if skip is not None:
-            skipped[skip.get("message").replace("|", r"\|")] += 1
+            reason = skip.get("message").partition(". ")[0]  # its first sentence
+            skipped[reason.replace("|", r"\|")] += 1
         elif case.find("failure") is None and case.find("error") is None:
             passed += 1
         else:
