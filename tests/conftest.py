@@ -34,6 +34,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "torchair" in item.fixturenames)
 
 
+@pytest.fixture(autouse=True)
+def _subnormals_count():
+    """What Inductor of torch 2.5 compiles turns them off in the thread that loads it."""
+    if sys.float_info.min / 2 == 0.0:
+        torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def found():
     """The installed wheels; where they cannot be used off the device, its tests are skipped."""

@@ -214,7 +214,7 @@ def test_decomposition_traces_with_symbolic_sizes(name, op):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_decomposition_through_inductor(threads, op):
-    """Whose threads add at once, so in any order; one thread adds in order."""
+    """Whose threads add in any order, and which may fuse a multiplication and an addition."""
     case = CASES["both"]()
     decomposed = npu_lowering.decompositions()[op.default]
     before = torch.get_num_threads()
@@ -223,10 +223,7 @@ def test_decomposition_through_inductor(threads, op):
         out = torch.compile(lambda **case: decomposed(**case))(**case)
     finally:
         torch.set_num_threads(before)
-    if threads == 1:
-        assert_same(out, function(case))
-    else:
-        torch.testing.assert_close(out, function(case), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(out, function(case), rtol=1e-5, atol=1e-4)
 
 
 def test_no_decomposition_is_global(op):

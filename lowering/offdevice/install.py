@@ -112,29 +112,16 @@ def _import_torch_npu() -> None:
     _forget_failed_import()
     os.environ[_AUTOLOAD] = "0"
     printed = io.StringIO()
-    flushed = _subnormals_are_flushed()
     try:
         with contextlib.redirect_stdout(printed):
             _import("torch_npu")
     finally:
-        if _subnormals_are_flushed() and not flushed:
-            import torch
-
-            torch.set_flush_denormal(False)
         # Standard output is the script's; and that it found no CANN is known.
         sys.stderr.writelines(
             line
             for line in printed.getvalue().splitlines(keepends=True)
             if "ASCEND_HOME_PATH" not in line
         )
-
-
-def _subnormals_are_flushed() -> bool:
-    """Whether this thread takes the smallest floats for 0.0.
-
-    A library that was built with -ffast-math sets this when it is loaded: torch_npu 2.5.1's is one.
-    """
-    return sys.float_info.min / 2 == 0.0
 
 
 def _operators() -> list[Any]:

@@ -5,7 +5,6 @@ import signal
 import sys
 
 import pytest
-import torch
 
 from npu_lowering.offdevice import OffDeviceError
 
@@ -166,18 +165,6 @@ def test_a_module_that_an_import_lacks_is_named(missing, command, tmp_path, monk
 def test_a_module_of_ours_that_is_missing_is_our_fault():
     with pytest.raises(ModuleNotFoundError):
         INSTALL._import("npu_lowering.of_tomorrow")
-
-
-def test_a_library_of_torch_npu_flushes_no_subnormals(monkeypatch):
-    monkeypatch.setattr(INSTALL, "_import", lambda _: torch.set_flush_denormal(True))
-    monkeypatch.setattr(INSTALL, "_forget_failed_import", lambda: None)
-    if not torch.set_flush_denormal(False):
-        pytest.skip("this processor cannot flush them")
-    try:
-        INSTALL._import_torch_npu()
-        assert (torch.tensor([1e-40]) / 2).item() > 0
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def test_an_engine_that_is_in_place_already(python):
