@@ -188,7 +188,7 @@ def _recording(cast: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(cast)
     def npu_format_cast(self: Any, acl_format: int, *args: Any, **kwargs: Any) -> Any:
         result = cast(self, acl_format, *args, **kwargs)
-        if not _is_compiling():
+        if not _is_compiling():  # pragma: no branch -- else Dynamo reads this and runs nothing
             setattr(result, _FORMAT, acl_format)
         return result
 
