@@ -14,8 +14,11 @@ NEEDS = {"compile_and_export.py": (2, 6)}
 LAUNCHER = {"graph_mode.py": ("-m", "npu_lowering", "run")}
 NEEDS_OFFDEVICE = {"graph_mode.py", "deepseek_moe_layer.py"}
 # What torch_npu of some releases cannot do off the device: routing, Inductor.
+SEARCHSORTED = "searchsorted.Tensor ge_converter is not implemented"
 FAULTS = {
-    (2, 5): "searchsorted.Tensor ge_converter is not implemented",
+    (2, 3): SEARCHSORTED,
+    (2, 4): SEARCHSORTED,
+    (2, 5): SEARCHSORTED,
     (2, 8): "0 active drivers ([])",
 }
 # These need several processes, and have a test of their own.

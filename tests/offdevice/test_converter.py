@@ -332,6 +332,9 @@ def test_inside_a_model(model):
 
 
 def test_run_eagerly_lowers_and_runs_the_fx_graph():
+    with configured() as configuration:
+        if not hasattr(configuration.debug, "run_eagerly"):
+            pytest.skip("this TorchAIR has no debug.run_eagerly")
     case = call()
     compiled = torch.compile(function, backend=backend(debug=("run_eagerly", True)), fullgraph=True)
     assert_same(compiled(case), function(case))
@@ -675,7 +678,7 @@ def test_what_the_node_cannot_say_is_refused(name):
 @pytest.mark.parametrize("upstream", [True, False])
 def test_none_of_a_newer_schema_is_lowered_by_ours(monkeypatch, upstream):
     """A TorchAIR newer than this package may name arguments that are not known here."""
-    if TORCH == (2, 5):
+    if (2, 1) < TORCH < (2, 6):
         pytest.skip("this TorchAIR marks converters in another way")
     from npu_lowering import converters
     from npu_lowering.converters.grouped_matmul_finalize_routing import convert
