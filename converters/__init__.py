@@ -6,8 +6,8 @@ import functools
 import inspect
 from typing import Any
 
-from npu_lowering import checks
-from npu_lowering.register import op
+from npu_lowering.operators.grouped_matmul_finalize_routing import contract
+from npu_lowering.registration import op
 
 _INSTALL = (
     "npu_lowering.converters needs TorchAIR, which is part of torch_npu, and it is not importable "
@@ -46,11 +46,11 @@ def _with_fallback(ours: Any, upstream: Any) -> Any:
     @functools.wraps(ours)
     def converter(x: Any, w: Any, group_list: Any, **kwargs: Any) -> Any:
         call = {name: value for name, value in kwargs.items() if name != "meta_outputs"}
-        if original is not None and not checks.is_covered(w.meta, call):
+        if original is not None and not contract.is_covered(w.meta, call):
             return original(x, w, group_list, **kwargs)
         for name, value in call.items():
-            if name not in checks.ARGUMENTS and kwargs.pop(name) is not None:  # of a newer schema
-                checks.refuse_later(name, getattr(value, "meta", value))
+            if name not in contract.ARGUMENTS and kwargs.pop(name) is not None:  # of a newer schema
+                contract.refuse_later(name, getattr(value, "meta", value))
         return ours(x, w, group_list, **kwargs)
 
     return converter

@@ -16,9 +16,9 @@ import torch
 from torchair._ge_concrete_graph import ge_apis as ge
 from torchair.ge._ge_graph import DataType, Tensor
 
-from npu_lowering import checks, schema
-from npu_lowering.checks import Problem
-from npu_lowering.fractal_nz import K0, N0
+from npu_lowering.operators.grouped_matmul_finalize_routing import contract, schema
+from npu_lowering.operators.grouped_matmul_finalize_routing.contract import Problem
+from npu_lowering.operators.grouped_matmul_finalize_routing.fractal_nz import K0, N0
 
 
 def convert(
@@ -98,7 +98,7 @@ def convert(
     metas: dict[str, Any] = {
         name: None if tensor is None else tensor.meta for name, tensor in given.items()
     }
-    problem = checks.check(
+    problem = contract.check(
         **metas,
         dtype=dtype,
         shared_input_weight=shared_input_weight,
@@ -111,7 +111,7 @@ def convert(
         pertoken_scale_dtype=pertoken_scale_dtype,
     )
     _check_node(problem)
-    for sentence in checks.limits_of(problem):
+    for sentence in contract.limits_of(problem):
         warnings.warn(f"{schema.NAME}: {sentence}", UserWarning, stacklevel=2)
 
     if pertoken_scale is not None and pertoken_scale.meta.dim() == 2:
@@ -160,13 +160,13 @@ def _check_node(problem: Problem) -> None:
             "bias must be bfloat16 in a GE graph with int8 w, got float32: the device's kernel "
             "reads it as bfloat16; pass bias.bfloat16()"
         )
-    if checks.is_symbolic(problem.output_bs):
+    if contract.is_symbolic(problem.output_bs):
         raise ValueError(
             "output_bs must be a constant in a GE graph, got the symbolic number of rows of x, "
             f"m = {problem.output_bs} (output_bs 0 or None means m); pass the number of tokens as "
             "output_bs, or compile with dynamic=False"
         )
-    if checks.is_symbolic(problem.shared_input_offset):
+    if contract.is_symbolic(problem.shared_input_offset):
         raise ValueError(
             "shared_input_offset must be a constant in a GE graph, got the symbolic "
             f"{problem.shared_input_offset}; pass an int, or compile with dynamic=False"
@@ -198,7 +198,7 @@ def _logical_weight(w: Tensor, x: Tensor, problem: Problem) -> Tensor:
     if not problem.w_is_nz:
         return w
     sizes = problem.w.shape[:3]
-    if any(checks.is_symbolic(size) for size in (*sizes, problem.k)):
+    if any(contract.is_symbolic(size) for size in (*sizes, problem.k)):
         tiles = ge.Gather(ge.Shape(w, dtype=DataType.DT_INT64), [0, 2, 1])
         shape: Any = ge.Mul(tiles, [1, K0, N0])
         rest = ge.Const([-1], dtype=DataType.DT_INT64)
@@ -209,6 +209,6 @@ def _logical_weight(w: Tensor, x: Tensor, problem: Problem) -> Tensor:
         shape, kept = [e, k1 * K0, n1 * N0], [-1, problem.k, -1]
     logical = ge.Reshape(ge.Transpose(w, [0, 2, 3, 1, 4]), shape)
     padded = problem.w.shape[2] * K0
-    if not checks.is_symbolic(padded) and padded == problem.k:
+    if not contract.is_symbolic(padded) and padded == problem.k:
         return logical
     return ge.Slice(logical, [0, 0, 0], kept)

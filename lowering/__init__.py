@@ -6,13 +6,19 @@ PYTEST_DONT_REWRITE: since a plugin of pytest comes with it, pytest would warn w
 was imported before pytest started.
 """
 
-from npu_lowering.register import decompositions  # isort: skip -- has to come before torch does
-from npu_lowering.checks import device_limits
-from npu_lowering.compare import Comparison, compare
-from npu_lowering.fractal_nz import from_fractal_nz, to_fractal_nz
-from npu_lowering.ops import npu_format_cast, npu_grouped_matmul_finalize_routing
-from npu_lowering.routing import Routing, routing
-from npu_lowering.status import Status, status
+from npu_lowering.registration import decompositions  # isort: skip -- has to come before torch does
+from npu_lowering.comparison.report import Comparison, compare
+from npu_lowering.moe_routing import Routing, routing
+from npu_lowering.operators.grouped_matmul_finalize_routing.contract import device_limits
+from npu_lowering.operators.grouped_matmul_finalize_routing.fractal_nz import (
+    from_fractal_nz,
+    to_fractal_nz,
+)
+from npu_lowering.operators.grouped_matmul_finalize_routing.function import (
+    npu_format_cast,
+    npu_grouped_matmul_finalize_routing,
+)
+from npu_lowering.state import Status, status
 from npu_lowering.version import __version__
 
 __all__ = [

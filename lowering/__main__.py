@@ -30,11 +30,11 @@ def main(argv: Sequence[str]) -> int:
         arguments, rest = _parser().parse_args(argv[:own]), list(argv[own:])
     try:
         if arguments.command == "graph":
-            from npu_lowering.offdevice import draw
+            from npu_lowering.offdevice.picture import command
 
-            return draw.main(arguments.script, rest, arguments.output, every=arguments.all)
+            return command.main(arguments.script, rest, arguments.output, every=arguments.all)
         if arguments.command == "run":
-            from npu_lowering.offdevice import launcher
+            from npu_lowering.offdevice.process import launcher
 
             return launcher.run(arguments.script, rest)
         from npu_lowering.offdevice import doctor

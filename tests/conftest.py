@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from npu_lowering.offdevice import OffDeviceError, wheels
+from npu_lowering.offdevice import OffDeviceError, probe
 
 # Deterministic in the suite; the long profile looks elsewhere at each run.
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -45,7 +45,7 @@ def _subnormals_count():
 def found():
     """The installed wheels; where they cannot be used off the device, its tests are skipped."""
     try:
-        return wheels.find_wheels()
+        return probe.find_wheels()
     except OffDeviceError as error:
         pytest.skip(f"off-device lowering is not possible here: {error}")
 

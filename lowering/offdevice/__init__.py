@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from npu_lowering.offdevice.install import install, is_installed
-from npu_lowering.offdevice.wheels import OffDeviceError
+from npu_lowering.offdevice.bring_up import install, is_installed
+from npu_lowering.offdevice.probe import OffDeviceError
 
 if TYPE_CHECKING:
-    from npu_lowering.offdevice.lowered import last_graph as last_graph
+    from npu_lowering.offdevice.engine.recorder import last_graph as last_graph
 
 __all__ = ["OffDeviceError", "install", "is_installed", "last_graph"]
 
@@ -16,7 +16,7 @@ __all__ = ["OffDeviceError", "install", "is_installed", "last_graph"]
 def __getattr__(name: str) -> Any:
     # The graph engine is imported only by those who use it.
     if name == "last_graph":
-        from npu_lowering.offdevice.lowered import last_graph
+        from npu_lowering.offdevice.engine.recorder import last_graph
 
         return last_graph
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

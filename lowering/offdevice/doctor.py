@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 import sys
 
-from npu_lowering.offdevice import standins, wheels
-from npu_lowering.offdevice.install import install
-from npu_lowering.offdevice.wheels import OffDeviceError
+from npu_lowering.offdevice import probe
+from npu_lowering.offdevice.bring_up import install
+from npu_lowering.offdevice.probe import OffDeviceError
+from npu_lowering.offdevice.standins import load
 from npu_lowering.version import __version__
 
 
@@ -17,12 +18,12 @@ def main() -> int:
     Returns:
         0 if graphs can be lowered on this machine, on the device or off it, else 1.
     """
-    torch, torch_npu = wheels.versions()
+    torch, torch_npu = probe.versions()
     _line("python", f"{platform.python_version()} on {platform.machine()}")
     _line("torch", torch or "not installed")
     _line("torch_npu", torch_npu or "not installed")
     _line("npu_lowering", __version__)
-    real = wheels.real_cann()
+    real = probe.real_cann()
     problem: str | None
     if real is not None:
         _line("environment", f"on the device: a real CANN is here ({real} loads)")
@@ -59,7 +60,7 @@ def _registered() -> None:
 def _try_off_device() -> str | None:
     """Bring torch_npu up off the device; the problem, if it cannot be."""
     try:
-        stand_ins = standins.load(wheels.find_wheels())
+        stand_ins = load.load(probe.find_wheels())
         where = f"{len(stand_ins.libraries)} libraries, whole, in {stand_ins.folder}"
         if stand_ins.temporary is not None:
             where = f"written anew at every start: {stand_ins.temporary}"

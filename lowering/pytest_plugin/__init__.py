@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from npu_lowering.offdevice.lowered import Recording
+    from npu_lowering.offdevice.engine.recorder import Recording
 
 _OPTION = "--npu-offdevice"
 _STATE = pytest.StashKey[str]()
@@ -114,9 +114,9 @@ def lowered_graph(npu_backend: Any) -> Iterator[Recording]:
 
     if not offdevice.is_installed():
         pytest.skip("lowered_graph shows what is lowered off the device, and a real CANN is here")
-    from npu_lowering.offdevice import lowered
+    from npu_lowering.offdevice.engine import recorder
 
-    with lowered.recording() as recording:
+    with recorder.recording() as recording:
         yield recording
 
 
@@ -127,8 +127,8 @@ def _require_torchair(request: pytest.FixtureRequest) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from npu_lowering import offdevice
-        from npu_lowering.offdevice import wheels
-    if not offdevice.is_installed() and wheels.real_cann() is None:
+        from npu_lowering.offdevice import probe
+    if not offdevice.is_installed() and probe.real_cann() is None:
         pytest.fail(
             f"the fixture {request.fixturename} needs an NPU, or pytest {_OPTION}, which makes "
             "TorchAIR work without one",

@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import limits  # noqa: E402
 from oracle import oracle  # noqa: E402
 
-from npu_lowering import native  # noqa: E402
+from npu_lowering.operators.grouped_matmul_finalize_routing import native  # noqa: E402
 
 # experts, k, n, tokens; eight rows of x a token.
 ROWS = (

@@ -7,9 +7,9 @@ import warnings
 import torch
 
 from npu_lowering import offdevice
-from npu_lowering.offdevice import graph
-from npu_lowering.offdevice.graph import Node, Source
-from npu_lowering.offdevice.kernel_call import Call
+from npu_lowering.offdevice.engine import graph
+from npu_lowering.offdevice.engine.call import Call
+from npu_lowering.offdevice.engine.graph import Node, Source
 
 GE_CODES = {torch.float32: 0, torch.int8: 2, torch.int32: 3, torch.int64: 9, torch.bool: 12}
 # A descriptor counts otherwise than an attribute.

@@ -4,8 +4,8 @@ import ge_models
 import pytest
 import torch
 
-from npu_lowering.offdevice import device_rules, engine
-from npu_lowering.offdevice.graph import GraphError
+from npu_lowering.offdevice.engine import module, rules
+from npu_lowering.offdevice.engine.graph import GraphError
 
 M, K, N, E, BS = 6, 4, 8, 2, 5
 
@@ -39,7 +39,7 @@ def _run(tensors, attrs):
         kind = {bool: "b", int: "i", float: "f"}[type(value)]
         setattr(op.attr[name], kind, value)
     model.end("fused:0")
-    made = engine.TorchNpuGraphBase("hand")
+    made = module.TorchNpuGraphBase("hand")
     made.load(model.blob(), {}, [], [0], 1)
     made.compile()
     return made.run((list(tensors.values()), [], None))[0]
@@ -84,7 +84,7 @@ def _int8(*shape):
 
 
 BROKEN = [
-    *(_drop(name) for name in device_rules.REQUIRED),
+    *(_drop(name) for name in rules.REQUIRED),
     _with("group_list_type is 1", group_list_type=0),
     _with("transpose_x is False", transpose_x=True),
     _with("transpose_w is False", transpose_w=True),
@@ -146,6 +146,6 @@ def test_a_broken_rule_is_an_error_that_names_it_and_the_node(rule, tensors, att
 
 
 def test_each_rule_is_broken_once():
-    rules = [rule.name for rule in device_rules.NODE_RULES + device_rules.CALL_RULES]
-    assert len(set(rules)) == len(rules)
-    assert sorted(rules) == sorted(one[0] for one in BROKEN)
+    names = [rule.name for rule in rules.NODE_RULES + rules.CALL_RULES]
+    assert len(set(names)) == len(names)
+    assert sorted(names) == sorted(one[0] for one in BROKEN)

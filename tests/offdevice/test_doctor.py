@@ -2,7 +2,7 @@
 
 import pytest
 
-from npu_lowering.offdevice import OffDeviceError, doctor, wheels
+from npu_lowering.offdevice import OffDeviceError, doctor, probe
 
 
 @pytest.mark.usefixtures("found")
@@ -11,8 +11,8 @@ def test_a_machine_without_cann(python, warm):
     lines = dict(line.split(":", 1) for line in output.splitlines() if not line.startswith(" "))
     assert {name: value.strip() for name, value in lines.items()} == {
         "python": lines["python"].strip(),
-        "torch": wheels.versions()[0],
-        "torch_npu": wheels.versions()[1],
+        "torch": probe.versions()[0],
+        "torch_npu": probe.versions()[1],
         "npu_lowering": doctor.__version__,
         "stand-ins": lines["stand-ins"].strip(),
         "environment": "off the device: torch_npu on stand-ins for CANN",
@@ -35,9 +35,9 @@ def test_a_problem_is_named_with_what_to_do(installed, monkeypatch, capsys):
     def find_wheels():
         raise OffDeviceError("something is missing; install it")
 
-    monkeypatch.setattr(wheels, "find_wheels", find_wheels)
-    monkeypatch.setattr(wheels, "real_cann", lambda: None)
-    monkeypatch.setattr(wheels, "versions", lambda: ("2.13.0", "2.13.0" if installed else None))
+    monkeypatch.setattr(probe, "find_wheels", find_wheels)
+    monkeypatch.setattr(probe, "real_cann", lambda: None)
+    monkeypatch.setattr(probe, "versions", lambda: ("2.13.0", "2.13.0" if installed else None))
     assert doctor.main() == 1
     output, errors = capsys.readouterr()
     state = "torch_npu without CANN" if installed else "without torch_npu"
@@ -47,7 +47,7 @@ def test_a_problem_is_named_with_what_to_do(installed, monkeypatch, capsys):
 
 
 def test_on_a_device_that_does_not_come_up(monkeypatch, capsys):
-    monkeypatch.setattr(wheels, "real_cann", lambda: "libascendcl.so")
+    monkeypatch.setattr(probe, "real_cann", lambda: "libascendcl.so")
     monkeypatch.setitem(__import__("sys").modules, "torch_npu", None)
     assert doctor.main() == 1
     output, errors = capsys.readouterr()

@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from npu_lowering.offdevice import bodies, elf, machine_code
-from npu_lowering.offdevice.machine_code import Return, ReturnText, Stop, StoreZero
+from npu_lowering.offdevice.standins import bodies, elf, machine_code
+from npu_lowering.offdevice.standins.machine_code import Return, ReturnText, Stop, StoreZero
 
 BODIES = {
     "answer": Return(207000),

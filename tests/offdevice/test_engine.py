@@ -10,8 +10,8 @@ from aten_programs import CLOSE, EXACT, LATER, TENSORS
 from kernel_cases import BY_HAND, INT, REFUSED, F
 from versions import TORCH
 
-from npu_lowering.offdevice import engine, ge_ops
-from npu_lowering.offdevice.graph import GraphError
+from npu_lowering.offdevice.engine import kernels, module
+from npu_lowering.offdevice.engine.graph import GraphError
 
 pytestmark = pytest.mark.usefixtures("torchair")
 
@@ -82,7 +82,7 @@ def test_what_ge_computes_otherwise_is_close_to_eager(torchair, name):
 def test_a_kernel_computes_what_its_definition_says(case):
     op_type, inputs, attrs, expected = case
     before = {name: value.clone() for name, value in inputs.items()}
-    got = ge_ops.KERNELS[op_type](ge_models.call(op_type, inputs, attrs))
+    got = kernels.KERNELS[op_type](ge_models.call(op_type, inputs, attrs))
     expected = (expected,) if isinstance(expected, torch.Tensor) else expected
     got = (got,) if isinstance(got, torch.Tensor) else got
     assert len(got) == len(expected)
@@ -96,7 +96,7 @@ def test_a_kernel_computes_what_its_definition_says(case):
 def test_a_kernel_says_what_it_does_not_compute(case):
     op_type, inputs, attrs, message = case
     with pytest.raises(GraphError, match=message):
-        ge_ops.KERNELS[op_type](ge_models.call(op_type, inputs, attrs, callers=inputs.values()))
+        kernels.KERNELS[op_type](ge_models.call(op_type, inputs, attrs, callers=inputs.values()))
 
 
 def test_every_kernel_is_exercised(swept):
@@ -104,7 +104,7 @@ def test_every_kernel_is_exercised(swept):
     used |= {case[0] for case in BY_HAND}
     used |= {"GroupedMatmulFinalizeRouting", "Gelu", "InplaceIndexAdd", "MatMulV2"}
     lacking = {"SearchSorted"} if TORCH < (2, 6) else set()  # no converter to it
-    assert set(ge_ops.KERNELS) - used <= lacking
+    assert set(kernels.KERNELS) - used <= lacking
 
 
 def _moe(w, scale):
@@ -188,7 +188,7 @@ def test_outputs_share_no_memory(torchair):
 
 
 def _loaded(model, outputs=1):
-    made = engine.TorchNpuGraphBase("hand")
+    made = module.TorchNpuGraphBase("hand")
     made.load(model.blob(), {}, [], [0] * outputs, 1)
     return made
 
@@ -214,7 +214,7 @@ def test_the_default_device_is_not_asked():
     model.data(0, F)
     model.op("Shape", "sizes", [("x", "in0:0")])
     model.end("sizes:0")
-    made = engine.TorchNpuGraphBase("hand")
+    made = module.TorchNpuGraphBase("hand")
     made.load(model.blob(), {}, [], [3], 1)
     made.compile()
     with torch.device("meta"):
@@ -248,7 +248,7 @@ def test_values_are_let_go_after_their_last_use(monkeypatch):
         made.append(weakref.ref(result))
         return result
 
-    monkeypatch.setitem(ge_ops.KERNELS, "Abs", probe)
+    monkeypatch.setitem(kernels.KERNELS, "Abs", probe)
     model = ge_models.Model()
     model.data(0, F)
     before = "in0:0"
@@ -320,7 +320,7 @@ def _failing(message, *, op_type="Add", second=F, given=(F,), dtypes=(0,), promi
     model.end("sum:0")
 
     def drive():
-        made = engine.TorchNpuGraphBase("hand")
+        made = module.TorchNpuGraphBase("hand")
         made.load(model.blob(), {}, [], dtypes, 1)
         made.compile()
         made.run((given, [], None))
@@ -345,7 +345,7 @@ def test_what_cannot_be_computed_is_said_with_the_nodes_name():
 
 
 def test_the_engine_is_driven_in_order():
-    made = engine.TorchNpuGraphBase("hand")
+    made = module.TorchNpuGraphBase("hand")
     with pytest.raises(GraphError, match="'hand' was not loaded"):
         made.compile()
     model = ge_models.Model()
@@ -361,16 +361,16 @@ def test_the_engine_is_driven_in_order():
 
 
 def test_the_module_has_what_torchair_asks_for(tmp_path):
-    module = engine.module()
-    assert module.__name__ == "torchair.core._torchair"
-    assert module.check_cann_compat("Add", (), ()) == ""
-    assert module.get_registered_ir_def("Add")[0] != "SUCCESS"
-    assert module.TorchDataType.BF16.value == 27
-    module.InitializeGraphEngine({})
-    module.SetDebugLogPath("somewhere")
-    module.FinalizeGraphEngine()
+    made = module.module()
+    assert made.__name__ == "torchair.core._torchair"
+    assert made.check_cann_compat("Add", (), ()) == ""
+    assert made.get_registered_ir_def("Add")[0] != "SUCCESS"
+    assert made.TorchDataType.BF16.value == 27
+    made.InitializeGraphEngine({})
+    made.SetDebugLogPath("somewhere")
+    made.FinalizeGraphEngine()
     model = ge_models.Model()
     model.data(0, F)
     model.end("in0:0")
-    module.export(model.blob(), {"export_path_dir": str(tmp_path), "export_name": "a.air"})
+    made.export(model.blob(), {"export_path_dir": str(tmp_path), "export_name": "a.air"})
     assert (tmp_path / "a.air").read_bytes() == model.blob()

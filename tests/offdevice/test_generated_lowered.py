@@ -15,7 +15,7 @@ from spoils import dtype, illegal, later, missing, scalar, shape, wrong_values
 from strategies import expected, for_symbols, is_tensor, legal, share
 
 from npu_lowering import offdevice
-from npu_lowering.offdevice import graph
+from npu_lowering.offdevice.engine import graph
 
 BIAS = (None, torch.bfloat16)  # a GE node takes no other
 

@@ -6,8 +6,8 @@ import ge_models
 import pytest
 import torch
 
-from npu_lowering.offdevice import graph, lowered
-from npu_lowering.offdevice.graph import GraphError, Source
+from npu_lowering.offdevice.engine import graph, recorder
+from npu_lowering.offdevice.engine.graph import GraphError, Source
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -187,22 +187,22 @@ def test_dtypes_of_attributes_are_counted_as_ge_counts():
 
 
 def test_the_last_graph(torchair, monkeypatch):
-    monkeypatch.setattr(lowered, "_last", [])
+    monkeypatch.setattr(recorder, "_last", [])
     with pytest.raises(GraphError, match="no graph was compiled in this process yet"):
-        lowered.last_graph()
+        recorder.last_graph()
     ge_models.lower(torchair, lambda x: x + 1, (X,))
-    assert [node.type for node in lowered.last_graph().nodes][-2:] == ["Add", "NetOutput"]
+    assert [node.type for node in recorder.last_graph().nodes][-2:] == ["Add", "NetOutput"]
     # Older TorchAIR goes on counting from graph to graph.
     add = r"Add\w* = Add\(x1=arg0_1:0, x2=Const\w*:0\) -> float32\[2, 3\]"
-    assert re.search(add, str(lowered.last_graph()))
+    assert re.search(add, str(recorder.last_graph()))
 
 
 def test_a_recording_keeps_what_is_lowered_while_it_is_open(torchair):
-    with lowered.recording() as outer:
+    with recorder.recording() as outer:
         with pytest.raises(GraphError, match="no graph was lowered here yet"):
             outer()
         ge_models.lower(torchair, lambda x: x + 1, (X,))
-        with lowered.recording() as inner:
+        with recorder.recording() as inner:
             ge_models.lower(torchair, lambda x: x * 2, (X,))
         assert inner.graphs == outer.graphs[1:] == [outer()]
     ge_models.lower(torchair, lambda x: x - 1, (X,))

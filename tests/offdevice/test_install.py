@@ -11,7 +11,7 @@ from npu_lowering.offdevice import OffDeviceError
 pytestmark = pytest.mark.usefixtures("found")
 
 # The package has the function by this name.
-INSTALL = importlib.import_module("npu_lowering.offdevice.install")
+INSTALL = importlib.import_module("npu_lowering.offdevice.bring_up")
 
 # What works once install() has been called.
 WORKS = """
@@ -46,11 +46,11 @@ npu, to = torch.Tensor.npu, torch.Tensor.to
 assert install() is True
 assert torch.Tensor.to is to and "npu_lowering" not in npu.__module__
 {WORKS}
-from npu_lowering import register
-assert register.owner() == "upstream's" and register.owner("CPU") == "ours"
-for operator in register.OPERATORS:
-    assert register.owner("", operator.qualname) == "upstream's", operator
-    assert {{register.owner(key, operator.qualname) for key in operator.kernels}} == {{"ours"}}
+from npu_lowering import registration
+assert registration.owner() == "upstream's" and registration.owner("CPU") == "ours"
+for operator in registration.OPERATORS:
+    assert registration.owner("", operator.qualname) == "upstream's", operator
+    assert {{registration.owner(key, operator.qualname) for key in operator.kernels}} == {{"ours"}}
 """
 
 # Everything that may have happened before, at once: torch is there; an import of torch_npu has
@@ -71,7 +71,7 @@ packet = torch.ops.npu.npu_grouped_matmul_finalize_routing
 overload = packet.default
 library = torch.library.Library("npu", "FRAGMENT")
 library.define("npu_rms_norm(Tensor x) -> Tensor")
-from npu_lowering import register
+from npu_lowering import registration
 from npu_lowering.offdevice import OffDeviceError, install
 try:
     install()
@@ -82,7 +82,7 @@ else:
 x, w = torch.ones(2, 32, dtype=torch.int8), torch.ones(1, 32, 64, dtype=torch.int8)
 def call(op):
     return op(x, w, torch.tensor([2]), scale=torch.ones(1, 64), row_index=torch.tensor([1, 0]))
-assert register.owner() == "ours"  # as before
+assert registration.owner() == "ours"  # as before
 library._destroy() if hasattr(library, "_destroy") else setattr(library, "m", None)
 assert torch.equal(call(packet), call(overload))
 assert install() is True
@@ -105,8 +105,9 @@ os.kill(os.getpid(), {0:d})
 time.sleep(60)
 """
 TORCHAIR_FIRST = """
-from npu_lowering.offdevice import OffDeviceError, install, standins, wheels
-standins.load(wheels.find_wheels())
+from npu_lowering.offdevice import OffDeviceError, install, probe
+from npu_lowering.offdevice.standins import load as standins
+standins.load(probe.find_wheels())
 import sys, types
 sys.modules["torchair.core._torchair"] = types.ModuleType("theirs")
 try:
@@ -178,7 +179,7 @@ def test_importing_is_light(python):
 import sys, npu_lowering.offdevice
 print([name for name in sys.modules
        if name.split(".")[0] in ("torchair", "torch_npu", "google")
-       or name in ("npu_lowering.offdevice.engine", "npu_lowering.offdevice.graph")])
+       or name in ("npu_lowering.offdevice.engine.module", "npu_lowering.offdevice.engine.graph")])
 try:
     npu_lowering.offdevice.nothing
 except AttributeError as error:

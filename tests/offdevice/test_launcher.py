@@ -8,7 +8,8 @@ import pytest
 from processes import LIGHT
 
 from npu_lowering.__main__ import main
-from npu_lowering.offdevice import OffDeviceError, launcher
+from npu_lowering.offdevice import OffDeviceError
+from npu_lowering.offdevice.process import launcher
 
 EXAMPLES = Path(__file__).parents[3] / "shared" / "spec" / "examples"
 

@@ -10,20 +10,15 @@ import pytest
 import torch
 
 from npu_lowering import __main__
-from npu_lowering.offdevice import (
-    OffDeviceError,
-    draw,
-    launcher,
-    lowered,
-    picture_layout,
-    picture_svg,
-    wheels,
-)
-from npu_lowering.offdevice import picture as pictures
-from npu_lowering.offdevice.graph import FUSED_TYPE, Graph, Node, Source, TensorInfo
-from npu_lowering.offdevice.picture_dot import dot
-from npu_lowering.offdevice.picture_html import page
-from npu_lowering.offdevice.picture_layout import Link, Size
+from npu_lowering.offdevice import OffDeviceError, probe
+from npu_lowering.offdevice.engine import recorder
+from npu_lowering.offdevice.engine.graph import FUSED_TYPE, Graph, Node, Source, TensorInfo
+from npu_lowering.offdevice.picture import command, layout, svg
+from npu_lowering.offdevice.picture import model as pictures
+from npu_lowering.offdevice.picture.dot import dot
+from npu_lowering.offdevice.picture.html import page
+from npu_lowering.offdevice.picture.layout import Link, Size
+from npu_lowering.offdevice.process import launcher
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -111,8 +106,8 @@ def test_boxes_do_not_overlap_and_arrows_go_down(seed):
             source = choose.randrange(target)
             out, into = choose.random() * sizes[source].width, choose.random() * sizes[target].width
             links.append(Link(source, out, target, into))
-    placed = picture_layout.layout(sizes, links)
-    assert placed == picture_layout.layout(sizes, links)
+    placed = layout.layout(sizes, links)
+    assert placed == layout.layout(sizes, links)
     boxes = [(x, y, x + s.width, y + s.height) for (x, y), s in zip(placed.corners, sizes)]
     assert min(x for x, *_ in boxes) >= 0
     assert max(box[2] for box in boxes) <= placed.width
@@ -136,7 +131,7 @@ def test_arrows_from_one_output_share_their_bends():
         Link(0, 1, 3, 5),
         Link(0, 1, 3, 8),
     ]
-    placed = picture_layout.layout([Size(10, 10)] * 4, links)
+    placed = layout.layout([Size(10, 10)] * 4, links)
     one, other = placed.paths[3:]
     assert one[:-1] == other[:-1]
     assert len(one) > 2
@@ -144,9 +139,9 @@ def test_arrows_from_one_output_share_their_bends():
 
 
 def test_a_layout_ends_whatever_it_is_given():
-    assert picture_layout.layout([], []).corners == ()
+    assert layout.layout([], []).corners == ()
     cycle = [Link(0, 0, 1, 0), Link(1, 0, 0, 0), Link(1, 0, 1, 0)]
-    assert len(picture_layout.layout([Size(9, 9)] * 2, cycle).paths) == 3
+    assert len(layout.layout([Size(9, 9)] * 2, cycle).paths) == 3
 
 
 def test_a_page_stands_by_itself():
@@ -174,8 +169,8 @@ def test_a_page_stands_by_itself():
 
 
 def test_an_arrow_is_as_short_as_its_path():
-    assert picture_svg._curve([(1, 0), (1, 9), (1, 20), (1, 30)]) == "M1.0 0.0 V30.0"
-    bent = picture_svg._curve([(1, 0), (1, 8), (3, 10), (3, 30)])
+    assert svg._curve([(1, 0), (1, 9), (1, 20), (1, 30)]) == "M1.0 0.0 V30.0"
+    bent = svg._curve([(1, 0), (1, 8), (3, 10), (3, 30)])
     assert bent == "M1.0 0.0 V8.0 C1.0 9.0 3.0 9.0 3.0 10.0 V30.0"
 
 
@@ -195,14 +190,14 @@ needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is 
 def test_what_graphviz_draws(tmp_path):
     pytest.importorskip("graphviz", reason="needs the extra graph")
     graph = _graph()
-    assert draw.save([graph], tmp_path / "g.svg", "") == [tmp_path / "g.svg"]
+    assert command.save([graph], tmp_path / "g.svg", "") == [tmp_path / "g.svg"]
     root = ElementTree.parse(tmp_path / "g.svg").getroot()
     classes = [element.get("class") for element in root.iter(f"{SVG}g")]
     assert (classes.count("node"), classes.count("edge")) == (6, 6)
     titles = [e.get("{http://www.w3.org/1999/xlink}title") or "" for e in root.iter(f"{SVG}a")]
     assert any("output_bs=36" in title for title in titles)
     assert any("x <&\"'\\" in title for title in titles)
-    many = draw.save([graph, graph], tmp_path / "g.png", "")
+    many = command.save([graph, graph], tmp_path / "g.png", "")
     assert many == [tmp_path / "g-1.png", tmp_path / "g-2.png"]
     assert many[1].read_bytes().startswith(b"\x89PNG")
 
@@ -214,7 +209,7 @@ def script(monkeypatch):
     def script(*names, ends=lambda: 0):
         def run(_script, _arguments):
             for name in names:
-                lowered.remember(_graph(name))
+                recorder.remember(_graph(name))
             return ends()
 
         monkeypatch.setattr(launcher, "run", run)
@@ -244,7 +239,7 @@ def test_the_last_graph_is_drawn_or_every_one(script, tmp_path, capsys, monkeypa
 def test_a_script_that_ends_otherwise_is_drawn_as_well(script, tmp_path):
     script("only", ends=_exit)
     with pytest.raises(SystemExit, match="3"):
-        draw.main("s.py", [], str(tmp_path / "g.html"), every=False)
+        command.main("s.py", [], str(tmp_path / "g.html"), every=False)
     assert (tmp_path / "g.html").is_file()
 
 
@@ -254,9 +249,9 @@ def test_a_script_that_ends_before_it_lowers_anything(script, tmp_path, capsys):
 
     script(ends=fail)
     with pytest.raises(ValueError, match="too soon"):
-        draw.main("s.py", [], str(tmp_path / "g.html"), every=False)
+        command.main("s.py", [], str(tmp_path / "g.html"), every=False)
     script(ends=lambda: 3)
-    assert draw.main("s.py", [], str(tmp_path / "g.html"), every=False) == 3
+    assert command.main("s.py", [], str(tmp_path / "g.html"), every=False) == 3
     assert not list(tmp_path.iterdir())
     assert "nothing to draw" not in capsys.readouterr().err
 
@@ -271,19 +266,19 @@ def test_what_cannot_be_drawn(script, tmp_path, capsys, monkeypatch):
         "none/g.dot": "there is no folder",
     }.items():
         with pytest.raises(OffDeviceError, match=message):
-            draw.main("s.py", [], str(tmp_path / name), every=False)
+            command.main("s.py", [], str(tmp_path / name), every=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "graphviz", sys)
     with pytest.raises(OffDeviceError, match=r"program dot, .* not in the PATH; install Graphviz"):
-        draw.main("s.py", [], str(tmp_path / "g.svg"), every=False)
+        command.main("s.py", [], str(tmp_path / "g.svg"), every=False)
     monkeypatch.setitem(sys.modules, "graphviz", None)
     with pytest.raises(
         OffDeviceError, match=r"pip install 'npu-lowering\[graph\]', or write .html"
     ):
-        draw.main("s.py", [], str(tmp_path / "g.png"), every=False)
-    monkeypatch.setattr(wheels, "real_cann", lambda: "libascendcl.so")
+        command.main("s.py", [], str(tmp_path / "g.png"), every=False)
+    monkeypatch.setattr(probe, "real_cann", lambda: "libascendcl.so")
     with pytest.raises(OffDeviceError, match="a real CANN is here"):
-        draw.main("s.py", [], str(tmp_path / "g.html"), every=False)
+        command.main("s.py", [], str(tmp_path / "g.html"), every=False)
 
 
 LINES = {
@@ -297,7 +292,7 @@ LINES = {
 @pytest.mark.parametrize("line", LINES)
 def test_arguments_are_ours_or_the_scripts(monkeypatch, line):
     seen = []
-    monkeypatch.setattr(draw, "main", lambda *given, every: seen.append((*given, every)) or 0)
+    monkeypatch.setattr(command, "main", lambda *given, every: seen.append((*given, every)) or 0)
     assert __main__.main(["graph", *line.split()]) == 0
     assert seen == [("s.py", *LINES[line])]
 

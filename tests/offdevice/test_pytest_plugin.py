@@ -77,12 +77,12 @@ filterwarnings =
 """
 # Plugins of the project, loaded before ours is asked for anything.
 NO_TORCH_NPU = f"""{LIGHT}
-from npu_lowering.offdevice import wheels
-wheels.package_folder = lambda name: None
+from npu_lowering.offdevice import probe
+probe.package_folder = lambda name: None
 """
 ON_A_DEVICE = f"""{LIGHT}
-from npu_lowering.offdevice import wheels
-wheels.real_cann = lambda: "libascendcl.so"
+from npu_lowering.offdevice import probe
+probe.real_cann = lambda: "libascendcl.so"
 """
 # What is installed there is CANN's; here it is not, so the backend is another.
 DEVICE_TESTS = """

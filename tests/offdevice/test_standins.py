@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from processes import LIGHT
 
-from npu_lowering.offdevice import OffDeviceError, cache, elf, machine_code, standins, wheels
-from npu_lowering.offdevice.machine_code import Return
+from npu_lowering.offdevice import OffDeviceError, probe
+from npu_lowering.offdevice.standins import cache, elf, machine_code
+from npu_lowering.offdevice.standins import load as standins
+from npu_lowering.offdevice.standins.machine_code import Return
 
 SONAMES = {
     "libacl_op_compiler.so",
@@ -31,8 +33,9 @@ SONAMES = {
 # Loads the stand-ins and says where from, and that the loader finds what is in them.
 LOAD = f"""{LIGHT}
 import ctypes
-from npu_lowering.offdevice import standins, wheels
-found = standins.load(wheels.find_wheels())
+from npu_lowering.offdevice import probe
+from npu_lowering.offdevice.standins import load as standins
+found = standins.load(probe.find_wheels())
 print(ctypes.CDLL(None).aclInit(None), found.folder, found.temporary, sep="|")
 """
 
@@ -88,7 +91,7 @@ def test_each_function_is_in_one_library_and_the_mark_in_all(libraries, tmp_path
         path.write_bytes(image)
         read = elf.read(path)
         assert read.soname == name
-        assert wheels.MARK in read.defined
+        assert probe.MARK in read.defined
         assert (len(read.defined) > 100) == (name == "libascendcl.so")
 
 
@@ -293,8 +296,9 @@ def test_every_disk_is_full(home, python):
     """No file may become longer than a page, as where the last page of a disk was just taken."""
     program = f"""{LIGHT}
 import resource
-from npu_lowering.offdevice import OffDeviceError, standins, wheels
-found = wheels.find_wheels()
+from npu_lowering.offdevice import OffDeviceError, probe
+from npu_lowering.offdevice.standins import load as standins
+found = probe.find_wheels()
 before = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
 try:
@@ -330,14 +334,15 @@ def test_starts_that_race(home, start):
 def test_a_start_that_is_killed(written, home, python, load):
     killed = f"""{LIGHT}
 import os, signal
-from npu_lowering.offdevice import cache, standins, wheels
+from npu_lowering.offdevice import cache, probe
+from npu_lowering.offdevice.standins import load as standins
 fsync, left = os.fsync, iter(range({written}))
 def killing(descriptor):
     if next(left, None) is None:
         os.kill(os.getpid(), signal.SIGKILL)
     fsync(descriptor)
 os.fsync = killing
-standins.load(wheels.find_wheels())
+standins.load(probe.find_wheels())
 """
     python("-c", killed, env={"XDG_CACHE_HOME": str(home)}, code=-signal.SIGKILL)
     folder, temporary, errors = load()
@@ -411,12 +416,13 @@ def test_a_real_cann_is_left_alone(tmp_path, home, python):
     )
     program = f"""{LIGHT}
 import warnings
-from npu_lowering.offdevice import OffDeviceError, install, standins, wheels
+from npu_lowering.offdevice import OffDeviceError, install, probe
+from npu_lowering.offdevice.standins import load as standins
 with warnings.catch_warnings(record=True) as caught:
     print(install())
 print(*[warning.message for warning in caught])
 try:
-    standins.load(wheels.find_wheels())
+    standins.load(probe.find_wheels())
 except OffDeviceError as error:
     print(error)
 """

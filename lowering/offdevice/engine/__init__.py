@@ -1,0 +1,1 @@
+"""The graph engine that computes on the CPU what TorchAIR lowers."""

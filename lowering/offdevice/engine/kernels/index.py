@@ -1,0 +1,272 @@
+"""Kernels of GE operators: gathering, scattering, choosing, ordering."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from npu_lowering.offdevice.engine.call import Call, Kernel, Result
+from npu_lowering.offdevice.engine.graph import GraphError
+
+
+def _long(indices: Tensor) -> Tensor:
+    if indices.dtype not in (torch.int32, torch.int64):
+        raise GraphError(f"indices must be int32 or int64, got {indices.dtype}")
+    return indices.to(torch.int64)
+
+
+def _take(x: Tensor, indices: Tensor, axis: int, batch_dims: int, negative: bool) -> Tensor:
+    """Rows of x along axis; leading batch_dims axes are shared with indices."""
+    rows = _long(indices)
+    axis = axis % x.dim() if x.dim() else 0
+    if not negative and rows.numel() and int(rows.min()) < 0:
+        raise GraphError("a negative index needs negative_index_support")
+    rows = torch.where(rows < 0, rows + x.shape[axis], rows)
+    if not batch_dims:
+        shape = (*x.shape[:axis], *rows.shape, *x.shape[axis + 1 :])
+        return x.index_select(axis, rows.reshape(-1)).reshape(shape)
+    shared = x.shape[:batch_dims]
+    flat = x.reshape(-1, *x.shape[batch_dims:])
+    each = rows.reshape(flat.shape[0], *rows.shape[batch_dims:])
+    taken = [
+        _take(part, index, axis - batch_dims, 0, negative=True) for part, index in zip(flat, each)
+    ]
+    return torch.stack(taken).reshape(*shared, *taken[0].shape)
+
+
+def _gather_v2(call: Call) -> Result:
+    (axis,) = call.ints("axis")
+    negative = bool(call.attr("negative_index_support", False))
+    return _take(call["x"], call["indices"], axis, int(call.attr("batch_dims", 0)), negative)
+
+
+def _gather(call: Call) -> Result:
+    batch_dims = int(call.attr("batch_dims", 0))
+    negative = bool(call.attr("negative_index_support", False))
+    return _take(call["x"], call["indices"], batch_dims, batch_dims, negative)
+
+
+def _gather_elements(call: Call) -> Result:
+    return torch.gather(call["x"], int(call.attr("dim", 0)), _long(call["index"]))
+
+
+def _nd(indices: Tensor) -> tuple[Tensor, ...]:
+    """The last axis of indices counts the leading axes of what they index."""
+    return _long(indices).unbind(-1)
+
+
+def _gather_nd(call: Call) -> Result:
+    return call["x"][_nd(call["indices"])]
+
+
+def _index_by_tensor(call: Call) -> Result:
+    mask, given = call.attr("indices_mask", ()), iter(call.dynamic("indices"))
+    where = tuple(next(given) if used else slice(None) for used in mask)
+    return call["x"][where]
+
+
+def _scatter_elements(call: Call) -> Result:
+    data, axis = call["data"], int(call.attr("axis", 0))
+    indices, updates = _long(call["indices"]), call["updates"]
+    reduction = str(call.attr("reduction", "none"))
+    if reduction == "none":
+        return data.scatter(axis, indices, updates)
+    if reduction == "add":
+        return data.scatter_add(axis, indices, updates)
+    names = {"mul": "prod", "max": "amax", "min": "amin", "amax": "amax", "amin": "amin"}
+    if reduction not in names:
+        raise GraphError(f"a reduction of {reduction!r} is not computed here")
+    return data.scatter_reduce(axis, indices, updates, names[reduction])
+
+
+def _inplace_index_add(call: Call) -> Result:
+    target, alpha = call.writable("var"), call.get("alpha")
+    factor = 1 if alpha is None else alpha.item()
+    axis, indices = int(call.attr("axis")), call["indices"].reshape(-1)
+    return target.index_add_(axis, indices, call["updates"], alpha=factor)
+
+
+def _scatter_nd(accumulate: bool, name: str) -> Kernel:
+    def kernel(call: Call) -> Result:
+        target = call.writable(name) if name == "var" else call[name].clone()
+        return target.index_put_(_nd(call["indices"]), call["updates"], accumulate)
+
+    return kernel
+
+
+def _scatter_rows(accumulate: bool) -> Kernel:
+    """ScatterUpdate, ScatterAdd: an index stands for a row, whatever the shape of indices."""
+
+    def kernel(call: Call) -> Result:
+        rows = _long(call["indices"])
+        return call.writable("var").index_put_((rows,), call["updates"], accumulate)
+
+    return kernel
+
+
+def _scatter(call: Call) -> Result:
+    """The key-value cache's update: batch b is written from position indices[b] of axis on."""
+    target, updates = call.writable("var"), call["updates"]
+    axis = int(call.attr("axis", 0)) % target.dim()
+    reduce = str(call.attr("reduce"))
+    if reduce != "update" or axis == 0 or call["indices"].dim() != 1:
+        raise GraphError(
+            "Scatter is computed here for reduce='update', an axis but the first, and one index "
+            f"a batch; got reduce={reduce!r}, axis {axis}, indices of shape "
+            f"{list(call['indices'].shape)}"
+        )
+    length = updates.shape[axis]
+    for batch, start in enumerate(call.ints("indices")):
+        target[batch].narrow(axis - 1, start, length).copy_(updates[batch])
+    return target
+
+
+def _assign(call: Call) -> Result:
+    value = call["value"]
+    target = call.writable("ref")
+    if call.attr("validate_shape", True) and target.shape != value.shape:
+        raise GraphError(f"ref is {list(target.shape)}, value is {list(value.shape)}")
+    return target.copy_(value)
+
+
+def _select(names: tuple[str, str]) -> Kernel:
+    def kernel(call: Call) -> Result:
+        condition = call["condition"].to(torch.bool)
+        return torch.where(condition, call[names[0]], call[names[1]])
+
+    return kernel
+
+
+def _masked_fill(call: Call) -> Result:
+    x, mask = torch.broadcast_tensors(call["x"], call["mask"].to(torch.bool))
+    return torch.masked_fill(x, mask, call["value"].reshape(()))
+
+
+def _masked_select(call: Call) -> Result:
+    return torch.masked_select(call["x"], call["mask"].to(torch.bool))
+
+
+def _where(call: Call) -> Result:
+    return torch.nonzero(call["x"])
+
+
+def _non_zero(call: Call) -> Result:
+    found = torch.nonzero(call["x"]).to(call.dtype("dtype", 9))
+    return found.t() if call.attr("transpose", False) else found
+
+
+def _sort(call: Call) -> Result:
+    values, indices = torch.sort(
+        call["x"],
+        dim=int(call.attr("axis", -1)),
+        descending=bool(call.attr("descending", False)),
+        stable=bool(call.attr("stable", False)),
+    )
+    return values, indices.to(torch.int32)
+
+
+def _top_k(call: Call) -> Result:
+    (k,) = call.ints("k")
+    values, indices = torch.topk(
+        call["x"],
+        k,
+        dim=int(call.attr("dim", -1)),
+        largest=bool(call.attr("largest", True)),
+        sorted=bool(call.attr("sorted", True)),
+    )
+    return values, indices.to(torch.int32)
+
+
+def _search_sorted(call: Call) -> Result:
+    if call.get("sorter") is not None:
+        raise GraphError("a sorter is not taken here")
+    found = torch.searchsorted(
+        call["sorted_sequence"], call["values"], right=bool(call.attr("right", False))
+    )
+    return found.to(call.dtype("dtype", 9))
+
+
+def _one_hot(call: Call) -> Result:
+    x, (depth,) = call["x"], call.ints("depth")
+    axis = int(call.attr("axis", -1))
+    hot = _long(x).unsqueeze(axis) == torch.arange(depth).reshape(
+        [depth if place == (axis % (x.dim() + 1)) else 1 for place in range(x.dim() + 1)]
+    )
+    return torch.where(hot, call["on_value"].reshape(()), call["off_value"].reshape(()))
+
+
+def _bincount(call: Call) -> Result:
+    weights, size = call["weights"], int(call["size"].item())
+    array = _long(call["array"]).reshape(-1)
+    array_in, kept = array[array < size], array < size
+    totals = torch.zeros(size, dtype=weights.dtype)
+    each = (
+        weights.reshape(-1)[kept]
+        if weights.numel()
+        else torch.ones_like(array_in, dtype=totals.dtype)
+    )
+    return totals.index_add_(0, array_in, each)
+
+
+def _histogram(call: Call) -> Result:
+    counts = torch.histc(
+        call["x"].to(torch.float32),
+        int(call.attr("bins", 100)),
+        float(call.attr("min", 0.0)),
+        float(call.attr("max", 0.0)),
+    )
+    return counts.to(call.node.outputs[0].dtype or torch.float32)
+
+
+def _repeat_interleave(call: Call) -> Result:
+    axis = int(call.attr("axis", 1000))
+    repeats = _long(call["repeats"]).reshape(-1)
+    x = call["x"].reshape(-1) if axis == 1000 else call["x"]  # 1000 is GE's way to say none
+    repeats = repeats.expand(x.shape[0 if axis == 1000 else axis])
+    return torch.repeat_interleave(x, repeats, dim=0 if axis == 1000 else axis)
+
+
+KERNELS: dict[str, Kernel] = {
+    "Assign": _assign,
+    "Bincount": _bincount,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherNd": _gather_nd,
+    "GatherV2": _gather_v2,
+    "Histogram": _histogram,
+    "IndexByTensor": _index_by_tensor,
+    "InplaceIndexAdd": _inplace_index_add,
+    "MaskedFill": _masked_fill,
+    "MaskedSelect": _masked_select,
+    "NonZero": _non_zero,
+    "OneHot": _one_hot,
+    "RepeatInterleave": _repeat_interleave,
+    "Scatter": _scatter,
+    "ScatterAdd": _scatter_rows(accumulate=True),
+    "ScatterElements": _scatter_elements,
+    "ScatterNdAdd": _scatter_nd(accumulate=True, name="var"),
+    "ScatterNdUpdate": _scatter_nd(accumulate=False, name="var"),
+    "ScatterUpdate": _scatter_rows(accumulate=False),
+    "SearchSorted": _search_sorted,
+    "Select": _select(("x1", "x2")),
+    "SelectV2": _select(("then", "else")),
+    "Sort": _sort,
+    "TensorScatterUpdate": _scatter_nd(accumulate=False, name="x"),
+    "TopK": _top_k,
+    "TopKV2": _top_k,
+    "Where": _where,
+}
+
+# They write memory of the caller's where that is what they are given.
+IN_PLACE = frozenset(
+    (
+        "Assign",
+        "InplaceIndexAdd",
+        "Scatter",
+        "ScatterAdd",
+        "ScatterNdAdd",
+        "ScatterNdUpdate",
+        "ScatterUpdate",
+        "ViewCopy",
+    )
+)

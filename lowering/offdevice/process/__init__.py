@@ -1,0 +1,1 @@
+"""A process in which the CPU plays an NPU."""

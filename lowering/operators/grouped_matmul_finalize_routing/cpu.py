@@ -1,0 +1,160 @@
+"""The eager CPU kernel: exact, deterministic, in bounded memory.
+
+The compiled kernel does the work where there is one (:mod:`.native`). Elsewhere groups
+are walked one after the other, each in blocks of rows that are multiplied, dequantised and added to
+the result before the next is touched. Either way neither ``(m, n)`` nor a second copy of the
+weights ever exists, and rows are added in ascending order, which makes the order of adds that of a
+sequential loop, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from npu_lowering.operators.exact import EXACT_K, without_autocast
+from npu_lowering.operators.grouped_matmul_finalize_routing import fractal_nz, native
+from npu_lowering.operators.grouped_matmul_finalize_routing.contract import Problem, check_values
+
+# Elements of one block of accumulators; 4 bytes each, and two such blocks are alive at a time.
+_BLOCK = 1 << 22
+# Bytes of one block of unpacked 5-D weights.
+_WEIGHT_BLOCK = 1 << 24
+# The first k at which an int32 sum may overflow: 2**17 * 2**14 = 2**31.
+_OVERFLOW_K = 1 << 17
+
+
+def run(problem: Problem) -> Tensor:
+    """Compute a checked call whose tensors are on the CPU.
+
+    Raises:
+        ValueError, IndexError: as :func:`.contract.check_values`.
+        OverflowError: k >= 131072 and a sum of products leaves int32.
+        ValueError, RuntimeError: the variable NPU_LOWERING_KERNEL asks for what is not there.
+    """
+    ends = check_values(problem)
+    out = _initial(problem)
+    if problem.k < _OVERFLOW_K and native.available():
+        native.grouped_matmul_combine(
+            out,
+            problem.x,
+            problem.w,
+            ends,
+            problem.scale,
+            problem.bias,
+            problem.pertoken_scale,
+            problem.logit,
+            problem.row_index,
+        )
+    else:
+        _add_groups(out, problem, ends)
+    return out
+
+
+def _add_groups(out: Tensor, problem: Problem, ends: list[int]) -> None:
+    start = 0
+    for g, end in enumerate(ends):
+        for columns, w in _weight_blocks(problem, g) if end > start else ():
+            _add_group(out[:, columns], problem, g, start, end, columns, w)
+        start = end
+
+
+def _initial(problem: Problem) -> Tensor:
+    """What the result holds before the first expert row: shared_input where it lies, else 0."""
+    out = problem.x.new_zeros((int(problem.output_bs), int(problem.n)), dtype=torch.float32)
+    if problem.shared_input is not None:
+        first = problem.shared_input_offset
+        rows = out[first : first + problem.shared_input.shape[0]]
+        rows.copy_(problem.shared_input).mul_(problem.shared_input_weight)
+    return out
+
+
+def _weight_blocks(problem: Problem, g: int) -> Iterator[tuple[slice, Tensor]]:
+    """The weight of one group as ``(k, columns)`` blocks, each with the columns it is of."""
+    w = problem.w[g]
+    n, k = int(problem.n), int(problem.k)
+    if not problem.w_is_nz:
+        yield slice(0, n), w
+        return
+    panels, rows = w.shape[0], w.shape[1] * fractal_nz.K0
+    step = max(1, _WEIGHT_BLOCK // (rows * fractal_nz.N0))
+    for a in range(0, panels, step):
+        block = fractal_nz.unfold(w[a : a + step])
+        columns = slice(a * fractal_nz.N0, a * fractal_nz.N0 + block.shape[1])
+        yield columns, block[:k]
+
+
+def _add_group(
+    out: Tensor, problem: Problem, g: int, start: int, end: int, columns: slice, w: Tensor
+) -> None:
+    """Add the rows ``[start, end)`` of group g, for some columns, to the result."""
+    scale = problem.scale[g, columns].float()
+    bias = None if problem.bias is None else problem.bias[g, columns].float()
+    step = max(1, _BLOCK // w.shape[1])
+    for first in range(start, end, step):
+        rows = slice(first, min(first + step, end))
+        y = torch.mul(_matmul(problem.x[rows].contiguous(), w), scale)
+        pertoken_scale, logit = problem.pertoken_scale, problem.logit
+        if pertoken_scale is not None and logit is not None:
+            y.mul_((pertoken_scale[rows] * logit[rows]).unsqueeze(1))
+        elif pertoken_scale is not None:
+            y.mul_(pertoken_scale[rows].unsqueeze(1))
+        elif logit is not None:
+            y.mul_(logit[rows].unsqueeze(1))
+        if bias is not None:
+            # Two roundings, as the contract has it: addcmul could contract them into one.
+            y.add_(bias if logit is None else torch.outer(logit[rows], bias))
+        out.index_add_(0, problem.row_index[rows], y)
+
+
+def _matmul(x: Tensor, w: Tensor) -> Tensor:
+    """``x @ w`` of int8 matrices, exact: int32, or int64 values that fit int32."""
+    k = x.shape[1]
+    if k < _OVERFLOW_K:
+        return _matmul_int32(x, w)
+    acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int64)
+    step = _OVERFLOW_K - 1
+    for first in range(0, k, step):
+        acc += _matmul_int32(x[:, first : first + step].contiguous(), w[first : first + step])
+    limits = torch.iinfo(torch.int32)
+    low, high = torch.aminmax(acc)
+    if int(low) < limits.min or int(high) > limits.max:
+        raise OverflowError(
+            f"x and w must keep each sum of products in int32, got sums from {int(low)} to "
+            f"{int(high)} with k = {k}"
+        )
+    return acc
+
+
+def _matmul_int32(x: Tensor, w: Tensor) -> Tensor:
+    if _int_mm_is_exact():
+        return torch._int_mm(x, w)
+    acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int32)
+    for first in range(0, x.shape[1], EXACT_K):
+        part = slice(first, first + EXACT_K)
+        with without_autocast(x.device):
+            acc += torch.mm(x[:, part].float(), w[part].float()).int()
+    return acc
+
+
+@functools.cache
+def _int_mm_is_exact() -> bool:
+    """Whether this build's ``torch._int_mm`` takes CPU tensors and never saturates.
+
+    Builds before torch 2.3 have it for CUDA only, and x86 processors without VNNI may go through
+    16-bit sums that saturate. The largest products of every sign show either.
+    """
+    for rows in (1, 33):
+        for a, b in ((-128, -128), (127, 127), (-128, 127), (127, -128)):
+            x = torch.full((rows, 64), a, dtype=torch.int8)
+            w = torch.full((64, 32), b, dtype=torch.int8)
+            try:
+                acc = torch._int_mm(x, w)
+            except (RuntimeError, NotImplementedError):
+                return False
+            if not torch.equal(acc, torch.full((rows, 32), 64 * a * b, dtype=torch.int32)):
+                return False
+    return True

@@ -1,0 +1,130 @@
+"""Who may import whom, over every module of the package, and that there is no circle."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"npu_lowering": ROOT / "lowering", "npu_lowering.converters": ROOT / "converters"}
+FUSED = "operators.grouped_matmul_finalize_routing"
+# Rooms, and what of ours each may import: a module, or everything in a room. A module goes by the
+# longest row that fits, and may always import what lies in the row's own room.
+ARROWS = {
+    "version": (),
+    "environment": (),
+    "operators.exact": (),
+    f"{FUSED}.schema": (),
+    f"{FUSED}.fractal_nz": (),
+    f"{FUSED}.native": (),
+    f"{FUSED}.contract": (f"{FUSED}.schema", f"{FUSED}.fractal_nz"),
+    f"{FUSED}.fake": (f"{FUSED}.contract",),
+    f"{FUSED}.cpu": tuple(f"{FUSED}.{name}" for name in ("contract", "fractal_nz", "native"))
+    + ("operators.exact",),
+    f"{FUSED}.decomposition": tuple(
+        f"{FUSED}.{name}" for name in ("contract", "fractal_nz", "schema")
+    )
+    + ("operators.exact",),
+    f"{FUSED}.autograd": (f"{FUSED}.contract", f"{FUSED}.decomposition"),
+    FUSED: ("operators.exact",),
+    "operators": (),
+    "moe_routing": (FUSED,),
+    "comparison": (FUSED,),
+    "registration": ("environment", "operators"),
+    "state": ("environment", "registration", "version"),
+    "converters": ("operators", "registration"),
+    "offdevice.probe": (),
+    "offdevice.standins": ("offdevice.probe", "version"),
+    "offdevice.engine": ("operators",),
+    "offdevice.picture": ("offdevice.engine", "offdevice.probe", "offdevice.process"),
+    "offdevice.bring_up": (
+        "operators",
+        "registration",
+        "offdevice.engine",
+        "offdevice.probe",
+        "offdevice.standins",
+    ),
+    "offdevice.process": ("offdevice", "offdevice.bring_up"),
+    "offdevice.doctor": (
+        "",
+        "offdevice.bring_up",
+        "offdevice.probe",
+        "offdevice.standins",
+        "version",
+    ),
+    "offdevice": ("offdevice.bring_up", "offdevice.engine", "offdevice.probe"),
+    "": ("comparison", "moe_routing", "operators", "registration", "state", "version"),
+    "__main__": ("offdevice", "version"),
+}
+
+
+def modules():
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            if "pytest_plugin" not in path.parts:
+                parts = path.relative_to(folder).with_suffix("").parts
+                name = ".".join([package, *parts]).removesuffix(".__init__")
+                found[name.removeprefix("npu_lowering").lstrip(".")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path):
+    """Every module of ours that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "npu_lowering":
+                name = name.removeprefix("npu_lowering").lstrip(".")
+                found.add(name if name in MODULES else name.rpartition(".")[0])
+    return found
+
+
+def row(module):
+    """The longest row of the table that a module goes by."""
+    fitting = [name for name in ARROWS if module == name or module.startswith(f"{name}.")]
+    return max(fitting, key=len) if fitting else None
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_run_one_way(module):
+    mine = row(module)
+    assert mine is not None, f"{module} has no row in ARROWS"
+    for target in imports(MODULES[module]):
+        theirs = row(target)
+        assert theirs == mine or any(
+            target == allowed or (allowed and target.startswith(f"{allowed}."))
+            for allowed in ARROWS[mine]
+        ), f"{module} imports {target}"
+
+
+def test_there_is_no_circle():
+    graph = {module: imports(path) for module, path in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_every_row_is_of_a_module():
+    assert {row(module) for module in MODULES} == set(ARROWS)
+
+
+def test_only_converters_and_offdevice_name_torchair():
+    for module, path in MODULES.items():
+        names = {
+            alias.name if isinstance(node, ast.Import) else node.module
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
+        if not module.startswith(("converters", "offdevice")):
+            assert not any(name.split(".")[0] in ("torchair", "torch_npu") for name in names), path
