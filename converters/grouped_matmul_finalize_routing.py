@@ -8,119 +8,48 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torchair._ge_concrete_graph import ge_apis as ge
 from torchair.ge._ge_graph import DataType, Tensor
 
-from npu_lowering.operators.grouped_matmul_finalize_routing import contract, schema
+from npu_lowering.operators.checking import is_symbolic
+from npu_lowering.operators.grouped_matmul_finalize_routing import schema
 from npu_lowering.operators.grouped_matmul_finalize_routing.contract import Problem
 from npu_lowering.operators.grouped_matmul_finalize_routing.fractal_nz import K0, N0
 
 
-def convert(
-    x: Tensor,
-    w: Tensor,
-    group_list: Tensor,
-    *,
-    scale: Tensor | None = None,
-    bias: Tensor | None = None,
-    offset: Tensor | None = None,
-    pertoken_scale: Tensor | None = None,
-    shared_input: Tensor | None = None,
-    logit: Tensor | None = None,
-    row_index: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-    shared_input_weight: float | None = schema.SHARED_INPUT_WEIGHT,
-    shared_input_offset: int | None = schema.SHARED_INPUT_OFFSET,
-    output_bs: int | None = schema.OUTPUT_BS,
-    group_list_type: int | None = schema.GROUP_LIST_TYPE,
-    tuning_config: Sequence[int] | None = None,
-    x_dtype: int | None = None,
-    w_dtype: int | None = None,
-    scale_dtype: int | None = None,
-    pertoken_scale_dtype: int | None = None,
-    meta_outputs: Any = None,
-) -> Tensor:
+def convert(arguments: Mapping[str, Any], problem: Problem) -> Tensor:
     """Add the node, and what normalises its inputs, to the graph that TorchAIR is building.
 
     Args:
-        x: GE tensor, like all tensors here; shapes and dtypes are those of the operator, and are
-            read from the fake tensors that TorchAIR keeps with its own.
-        w: ``(e, k, n)`` goes into the node as it is, so that the storage format set on the device
-            reaches it. ``(e, n1, k1, 16, 32)`` is transposed by GE ops.
-        group_list: totals become counts, by GE ops: older kernels read totals as counts.
-        scale: as for the operator.
-        bias: bfloat16 only.
-        offset: None.
-        pertoken_scale: ``(m, 1)`` becomes ``(m,)``.
-        shared_input: None becomes one row of zeros.
-        logit: None becomes ones.
-        row_index: as for the operator.
-        dtype: as for the operator.
-        shared_input_weight: as for the operator.
-        shared_input_offset: as for the operator.
-        output_bs: 0 and None become m, which has to be static then.
-        group_list_type: as for the operator; the node always says counts.
-        tuning_config: in the node only if given.
-        x_dtype: None.
-        w_dtype: None.
-        scale_dtype: None.
-        pertoken_scale_dtype: None.
-        meta_outputs: what TorchAIR passes to converters that ask for it; the node needs none.
+        arguments: those of the operator, by name, as GE tensors. ``(e, k, n)`` weights go into the
+            node as they are, so that the storage format set on the device reaches it; 5-D ones are
+            transposed by GE ops. Totals become counts, by GE ops: older kernels read totals as
+            counts. ``(m, 1)`` of pertoken_scale becomes ``(m,)``, a missing shared_input one row of
+            zeros, a missing logit ones. tuning_config is in the node only if given.
+        problem: the same call, checked.
 
     Returns:
         The GE tensor of the node's only output, float32 ``(output_bs, n)``.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as the operator; and for a float32 bias, and for
-            an output_bs or shared_input_offset that would have to be symbolic.
-
-    Warns:
-        UserWarning: a documented limit of the device is exceeded, one warning each.
+        TypeError: bias is float32.
+        ValueError: output_bs or shared_input_offset would have to be symbolic.
     """
-    del meta_outputs
-    given = {
-        "x": x,
-        "w": w,
-        "group_list": group_list,
-        "scale": scale,
-        "bias": bias,
-        "offset": offset,
-        "pertoken_scale": pertoken_scale,
-        "shared_input": shared_input,
-        "logit": logit,
-        "row_index": row_index,
-    }
-    metas: dict[str, Any] = {
-        name: None if tensor is None else tensor.meta for name, tensor in given.items()
-    }
-    problem = contract.check(
-        **metas,
-        dtype=dtype,
-        shared_input_weight=shared_input_weight,
-        shared_input_offset=shared_input_offset,
-        output_bs=output_bs,
-        group_list_type=group_list_type,
-        x_dtype=x_dtype,
-        w_dtype=w_dtype,
-        scale_dtype=scale_dtype,
-        pertoken_scale_dtype=pertoken_scale_dtype,
-    )
     _check_node(problem)
-    for sentence in contract.limits_of(problem):
-        warnings.warn(f"{schema.NAME}: {sentence}", UserWarning, stacklevel=2)
-
+    x, scale, row_index = arguments["x"], arguments["scale"], arguments["row_index"]
+    pertoken_scale = arguments["pertoken_scale"]
     if pertoken_scale is not None and pertoken_scale.meta.dim() == 2:
         pertoken_scale = ge.Squeeze(pertoken_scale, axis=[1])
+    shared_input, logit = arguments["shared_input"], arguments["logit"]
     inputs = {
         "scale": scale,
-        "bias": bias,
+        "bias": arguments["bias"],
         "pertoken_scale": pertoken_scale,
-        "group_list": _counts(group_list, problem),
+        "group_list": _counts(arguments["group_list"], problem),
         "shared_input": _zero_row(scale) if shared_input is None else shared_input,
         "logit": _ones(row_index) if logit is None else logit,
         "row_index": row_index,
@@ -129,7 +58,8 @@ def convert(
     if shared_input is not None:
         attributes["shared_input_offset"] = problem.shared_input_offset
         attributes["shared_input_weight"] = problem.shared_input_weight
-    return _node(x, _logical_weight(w, x, problem), inputs, attributes, tuning_config)
+    weight = _logical_weight(arguments["w"], x, problem)
+    return _node(x, weight, inputs, attributes, arguments["tuning_config"])
 
 
 def _node(
@@ -160,13 +90,13 @@ def _check_node(problem: Problem) -> None:
             "bias must be bfloat16 in a GE graph with int8 w, got float32: the device's kernel "
             "reads it as bfloat16; pass bias.bfloat16()"
         )
-    if contract.is_symbolic(problem.output_bs):
+    if is_symbolic(problem.output_bs):
         raise ValueError(
             "output_bs must be a constant in a GE graph, got the symbolic number of rows of x, "
             f"m = {problem.output_bs} (output_bs 0 or None means m); pass the number of tokens as "
             "output_bs, or compile with dynamic=False"
         )
-    if contract.is_symbolic(problem.shared_input_offset):
+    if is_symbolic(problem.shared_input_offset):
         raise ValueError(
             "shared_input_offset must be a constant in a GE graph, got the symbolic "
             f"{problem.shared_input_offset}; pass an int, or compile with dynamic=False"
@@ -198,7 +128,7 @@ def _logical_weight(w: Tensor, x: Tensor, problem: Problem) -> Tensor:
     if not problem.w_is_nz:
         return w
     sizes = problem.w.shape[:3]
-    if any(contract.is_symbolic(size) for size in (*sizes, problem.k)):
+    if any(is_symbolic(size) for size in (*sizes, problem.k)):
         tiles = ge.Gather(ge.Shape(w, dtype=DataType.DT_INT64), [0, 2, 1])
         shape: Any = ge.Mul(tiles, [1, K0, N0])
         rest = ge.Const([-1], dtype=DataType.DT_INT64)
@@ -209,6 +139,6 @@ def _logical_weight(w: Tensor, x: Tensor, problem: Problem) -> Tensor:
         shape, kept = [e, k1 * K0, n1 * N0], [-1, problem.k, -1]
     logical = ge.Reshape(ge.Transpose(w, [0, 2, 3, 1, 4]), shape)
     padded = problem.w.shape[2] * K0
-    if not contract.is_symbolic(padded) and padded == problem.k:
+    if not is_symbolic(padded) and padded == problem.k:
         return logical
     return ge.Slice(logical, [0, 0, 0], kept)

@@ -73,7 +73,7 @@ def test_backward_runs_the_operator_only_for_products(wanted, times, op):
         return op(**given)
 
     case = call(bias=torch.float32)
-    autograd.backward(recording, check(**case), torch.ones(6, 64), set(wanted))
+    autograd.backward(recording, check(**case), (torch.ones(6, 64),), frozenset(wanted))
     assert len(calls) == times
     for given in calls:
         assert {"scale", "pertoken_scale", "logit", "shared_input", "row_index"} <= given
@@ -148,7 +148,11 @@ def test_an_input_that_changed_since_forward_is_noticed(name, op):
 
 def test_the_default_device_changes_nothing(op):
     """Autograd's engine leaves it at the CPU, and a tracer of backward need not."""
-    problem, grad, names = check(**call(bias=torch.float32)), torch.rand(6, 64), set(FLOATS)
+    problem, grad, names = (
+        check(**call(bias=torch.float32)),
+        (torch.rand(6, 64),),
+        frozenset(FLOATS),
+    )
     expected = autograd.backward(op, problem, grad, names)
     with torch.device("meta"):
         actual = autograd.backward(op, problem, grad, names)

@@ -188,9 +188,9 @@ def test_attaches_to_any_generation_of_the_schema(run_python, generation):
         + f"""
 import torch
 from npu_lowering import registration
-from npu_lowering.operators.grouped_matmul_finalize_routing import schema
+from npu_lowering.operators.grouped_matmul_finalize_routing import OPERATOR
 registration.withdraw()
-text = schema.SCHEMA
+text = OPERATOR.schema
 later = ", int? x_dtype=None, int? w_dtype=None, int? scale_dtype=None"
 later += ", int? pertoken_scale_dtype=None"
 tuning_config, offset = ", int[]? tuning_config=None", ", Tensor? offset=None"
@@ -218,11 +218,11 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from npu_lowering import registration
-from npu_lowering.operators.grouped_matmul_finalize_routing import schema
+from npu_lowering.operators.grouped_matmul_finalize_routing import OPERATOR
 
 registration.withdraw()
 torch_npu = torch.library.Library("npu", "FRAGMENT")
-torch_npu.define(schema.SCHEMA.replace(
+torch_npu.define(OPERATOR.schema.replace(
     ") ->", ", int? made_up=None, Tensor? other=None, int? code=1, bool flag=False) ->"
 ))
 registration.register()
@@ -299,15 +299,15 @@ def test_upstreams_meta_keeps_what_ours_does_not_cover(run_python):
 import npu_lowering
 import sys, types, torch
 from npu_lowering import registration
-from npu_lowering.operators.grouped_matmul_finalize_routing import schema
+from npu_lowering.operators.grouped_matmul_finalize_routing import OPERATOR
 registration.withdraw()
 library = torch.library.Library("npu", "FRAGMENT")
-library.define(schema.SCHEMA)
+library.define(OPERATOR.schema)
 upstream = types.ModuleType("torch_npu.op_plugin.meta._meta_registrations")
 def meta(x, w, group_list, **kwargs):
     return x.new_empty((7, 7), dtype=torch.float32)
 upstream.npu_grouped_matmul_finalize_routing_meta = meta
-library.impl(schema.NAME, meta, "Meta")
+library.impl(OPERATOR.name, meta, "Meta")
 sys.modules[upstream.__name__] = upstream
 registration.register()
 op = torch.ops.npu.npu_grouped_matmul_finalize_routing
@@ -334,4 +334,4 @@ def test_a_torch_npu_that_does_not_come_up_is_said(monkeypatch):
 
 
 def test_a_kernel_that_no_one_has_registered():
-    assert registration.owner("Lazy") == "none"
+    assert registration.owner("npu::npu_swiglu", "Lazy") == "none"

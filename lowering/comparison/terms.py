@@ -13,11 +13,11 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from npu_lowering.operators.grouped_matmul_finalize_routing import fractal_nz
-from npu_lowering.operators.grouped_matmul_finalize_routing.contract import Problem
-from npu_lowering.operators.grouped_matmul_finalize_routing.function import (
+from npu_lowering.operators.grouped_matmul_finalize_routing import (
+    fractal_nz,
     npu_grouped_matmul_finalize_routing,
 )
+from npu_lowering.operators.grouped_matmul_finalize_routing.contract import Problem
 
 UNIT = 2.0**-24
 """Half the distance from 1 to the next float32: the largest relative error of one operation."""

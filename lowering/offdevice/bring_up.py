@@ -17,7 +17,8 @@ from typing import Any
 from npu_lowering.offdevice import probe
 from npu_lowering.offdevice.probe import INSTALL, OffDeviceError
 from npu_lowering.offdevice.standins import load
-from npu_lowering.operators.grouped_matmul_finalize_routing import schema
+from npu_lowering.operators import OPERATORS
+from npu_lowering.operators.operator import NAMESPACE
 
 _ENGINE = "torchair.core._torchair"
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
@@ -129,10 +130,9 @@ def _operators() -> list[Any]:
     """What torch.ops has handed out for our operators."""
     import torch
 
-    from npu_lowering.registration import OPERATORS
-
-    made = vars(getattr(torch.ops, schema.NAMESPACE))
-    return [made[operator.name] for operator in OPERATORS if operator.name in made]
+    made = vars(getattr(torch.ops, NAMESPACE))
+    packets = dict.fromkeys(operator.packet for operator in OPERATORS)
+    return [made[name] for name in packets if name in made]
 
 
 def _renew(packets: list[Any]) -> None:
@@ -142,7 +142,7 @@ def _renew(packets: list[Any]) -> None:
     """
     import torch
 
-    namespace = getattr(torch.ops, schema.NAMESPACE)
+    namespace = getattr(torch.ops, NAMESPACE)
     for old in packets:
         new = getattr(namespace, old.__name__)
         overloads = {name: vars(old)[name] for name in old.overloads() if name in vars(old)}

@@ -1,1 +1,34 @@
 """The operators of this package, one file or folder each."""
+
+from __future__ import annotations
+
+from npu_lowering.operators import (
+    dynamic_quant,
+    format_cast,
+    grouped_matmul,
+    grouped_matmul_finalize_routing,
+    moe_finalize_routing,
+    moe_gating_top_k_softmax,
+    moe_init_routing,
+    rms_norm,
+    swiglu,
+)
+from npu_lowering.operators.operator import Operator
+
+OPERATORS: tuple[Operator, ...] = (
+    grouped_matmul_finalize_routing.OPERATOR,
+    format_cast.OPERATOR,
+    dynamic_quant.OPERATOR,
+    grouped_matmul.OPERATOR,
+    moe_finalize_routing.OPERATOR,
+    moe_gating_top_k_softmax.OPERATOR,
+    moe_init_routing.OPERATOR,
+    moe_init_routing.EXPERT_TOKENS,
+    rms_norm.OPERATOR,
+    rms_norm.ADD,
+    swiglu.OPERATOR,
+)
+"""Every operator; whatever goes over operators goes over this."""
+
+BY_NAME = {operator.name: operator for operator in OPERATORS}
+"""The same, by name."""

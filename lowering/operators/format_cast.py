@@ -1,38 +1,134 @@
-"""npu_format_cast off the device: the logical tensor, whose storage has one format only."""
+"""npu_format_cast off the device: a copy, since one storage holds every format's values."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from npu_lowering.operators.grouped_matmul_finalize_routing import schema
+from npu_lowering.operators.checking import check_choice
+from npu_lowering.operators.operator import Derivative, Operator, public
 
-_FORMATS = {schema.ND: "ND", schema.FRACTAL_NZ: "FRACTAL_NZ"}
+ND = 2
+FRACTAL_NZ = 29
+
+# torch_npu's Format, and the fewest dimensions of a tensor that can be held in each. The layouts of
+# images are those of 4-D and 5-D tensors; a device pads a tensor of fewer with axes of one.
+_FORMATS: dict[object, str] = {
+    -1: "UNDEFINED",
+    0: "NCHW",
+    1: "NHWC",
+    ND: "ND",
+    3: "NC1HWC0",
+    4: "FRACTAL_Z",
+    12: "NC1HWC0_C04",
+    16: "HWCN",
+    27: "NDHWC",
+    FRACTAL_NZ: "FRACTAL_NZ",
+    30: "NCDHW",
+    32: "NDC1HWC0",
+    33: "FRACTAL_Z_3D",
+    35: "NC",
+    47: "NCL",
+    50: "FRACTAL_NZ_C0_16",
+    51: "FRACTAL_NZ_C0_32",
+    52: "FRACTAL_NZ_C0_2",
+    53: "FRACTAL_NZ_C0_4",
+    54: "FRACTAL_NZ_C0_8",
+}
 
 
-def run(
+@dataclass(frozen=True)
+class FormatCast:
+    """A checked cast.
+
+    Attributes:
+        input: any shape and dtype.
+        acl_format: the format that the copy is to have.
+    """
+
+    input: Tensor
+    acl_format: int
+
+
+def check(
     input: Tensor,  # noqa: A002 -- the schema's own name
     acl_format: int,
+    *,
     customize_dtype: int | None = None,
     input_dtype: int | None = None,
-) -> Tensor:
-    """A contiguous copy: on a device, too, the cast changes the storage and not the shape.
+) -> FormatCast:
+    """Cast a tensor to a storage format of the device.
 
-    customize_dtype is positional in some releases of torch_npu and keyword-only in others.
+    The logical shape, the dtype and the values stay, here as on a device, where only the storage
+    changes. ``torch_npu.get_npu_format`` tells the format of the copy.
+
+    Args:
+        input: any shape and dtype; at least 2-D for the FRACTAL_NZ formats.
+        acl_format: a number of ``torch_npu.Format``: 2 (ND), 29 (FRACTAL_NZ), and others.
+        customize_dtype: the dtype that sizes the tiles on a device; changes nothing here.
+        input_dtype: the dtype that a device reads the input as; None, since no CPU kernel has the
+            narrow floats that it is for.
+
+    Returns:
+        A fresh tensor of the same shape, dtype and values. Its strides are those of input where
+        that is dense, and contiguous otherwise.
+
+    Raises:
+        ValueError: acl_format is none of the formats, or input has too few dimensions for it.
+        NotImplementedError: input_dtype is given.
+
+    Source: torch_npu's ``npu_format_cast``, whose Meta function returns the shape unchanged, and
+    its ``Format``.
     """
+    del customize_dtype
+    check_choice("acl_format", acl_format, _FORMATS)
+    if input_dtype is not None:
+        raise NotImplementedError(f"input_dtype must be None on CPU, got {input_dtype}")
+    name = _FORMATS[acl_format]
     torch._check_value(
-        acl_format in _FORMATS,
-        lambda: (
-            "acl_format must be one of "
-            + ", ".join(f"{code} ({name})" for code, name in _FORMATS.items())
-            + f", got {acl_format}"
-        ),
+        not name.startswith("FRACTAL_NZ") or input.dim() >= 2,
+        lambda: f"input must be at least 2-D for {name}, got shape {tuple(input.shape)}",
     )
-    for name, value in (("customize_dtype", customize_dtype), ("input_dtype", input_dtype)):
-        if value is not None:
-            raise NotImplementedError(f"{name} must be None on CPU, got {value}")
-    torch._check_value(
-        acl_format == schema.ND or input.dim() >= 2,
-        lambda: f"input must be at least 2-D for FRACTAL_NZ, got shape {tuple(input.shape)}",
-    )
-    return input.clone(memory_format=torch.contiguous_format)
+    return FormatCast(input, acl_format)
+
+
+def fake(cast: FormatCast) -> Tensor:
+    """The copy without its values."""
+    return torch.empty_like(cast.input)
+
+
+def run(cast: FormatCast) -> Tensor:
+    """The copy."""
+    return cast.input.clone()
+
+
+def _backward(
+    op: Any,  # noqa: ARG001 -- a formula's signature
+    cast: FormatCast,  # noqa: ARG001
+    grads: tuple[Any, ...],
+    wanted: frozenset[str],
+) -> Mapping[str, Tensor]:
+    (grad,) = grads
+    return dict.fromkeys(wanted, grad)
+
+
+OPERATOR = Operator(
+    name="npu_format_cast",
+    check=check,
+    returns="Tensor",
+    fake=fake,
+    cpu=run,
+    portable=run,
+    decomposition=run,
+    derivative=Derivative(inputs=("input",), backward=_backward),
+    summary="a copy in another storage format of the device",
+    unsupported="input_dtype",
+    exactness="exact",
+    source="torch_npu's npu_format_cast and Format",
+)
+
+npu_format_cast = public(check, "npu_format_cast", Tensor)

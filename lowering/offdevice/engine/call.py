@@ -72,6 +72,10 @@ class Call:
         """An attribute that holds the number of a GE dtype."""
         return ge_code_to_dtype(int(self.attr(name, default)))
 
+    def output_dtype(self, index: int = 0) -> torch.dtype | None:
+        """What the model promises of an output, None where it does not say."""
+        return self.node.outputs[index].dtype
+
     def writable(self, name: str) -> torch.Tensor:
         """The tensor an in-place operator writes: the caller's own memory, else a copy.
 
@@ -79,6 +83,3 @@ class Call:
         """
         value = self[name]
         return value if self.is_callers(value) else value.clone()
-
-
-Kernel = Callable[[Call], Result]

@@ -110,7 +110,7 @@ class Program:
         )
         rules.check_call(call)
         try:
-            results = kernels.KERNELS[node.type](call)
+            results = kernels.KERNELS[node.type].function(call)
         except GraphError as error:
             raise GraphError(f"node {node.name!r} ({node.type}): {error}") from error
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
@@ -129,7 +129,7 @@ class Program:
             )
         for index, value in enumerate(listed[: len(node.outputs)]):
             _check_promise(node, index, value)
-            if node.type not in kernels.IN_PLACE and _storage(value) in caller:
+            if not kernels.KERNELS[node.type].in_place and _storage(value) in caller:
                 # A later node may write the caller's tensor in place; this value is of before.
                 value = value.clone()
             values[Source(node.name, index)] = value

@@ -20,97 +20,34 @@ from typing import Any, Callable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from npu_lowering.operators.grouped_matmul_finalize_routing.contract import (
-    Problem,
-    Size,
-    check_known,
-    is_symbolic,
+from npu_lowering.operators.checking import Size, is_symbolic
+from npu_lowering.operators.grouped_matmul_finalize_routing.contract import Problem
+from npu_lowering.operators.grouped_matmul_finalize_routing.decomposition import (
+    add_rows,
+    groups_of,
+    totals,
 )
-from npu_lowering.operators.grouped_matmul_finalize_routing.decomposition import add_rows, totals
+from npu_lowering.operators.operator import Derivative
 
 Op = Callable[..., Tensor]
 
 # Rows whose (rows, n) intermediates are alive at a time in eager mode.
 _ROWS = 2048
 
-_TENSORS = (
-    "x",
-    "w",
-    "group_list",
-    "scale",
-    "bias",
-    "pertoken_scale",
-    "shared_input",
-    "logit",
-    "row_index",
-)
-_DIFFERENTIABLE = ("scale", "bias", "pertoken_scale", "shared_input", "logit")
 
-
-def run(op: Op, call: dict[str, Any]) -> Tensor:
-    """Compute a call, recording it only if one of its float inputs asks for a gradient.
-
-    Args:
-        op: the operator, entered above autograd.
-        call: its arguments by name; those that are left out have their defaults.
-    """
-    floats = [call[name] for name in _DIFFERENTIABLE if call.get(name) is not None]
-    _refuse_forward_mode(floats)
-    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in floats):
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(**call)
-    rest = {name: value for name, value in call.items() if name not in _TENSORS}
-    apply: Op = _Function.apply
-    return apply(op, rest, *(call.get(name) for name in _TENSORS))
-
-
-def _refuse_forward_mode(tensors: list[Tensor]) -> None:
-    """Dropping a tangent would be a silent derivative of zero."""
-    if forward_ad._current_level < 0:
-        return
-    for tensor in tensors:
-        if forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                "forward-mode differentiation of npu_grouped_matmul_finalize_routing is not "
-                "supported, got a dual tensor; use backward"
-            )
-
-
-class _Function(torch.autograd.Function):
-    """Ties :func:`backward` to the operator."""
-
-    @staticmethod
-    def forward(ctx: Any, op: Op, rest: dict[str, Any], *tensors: Tensor | None) -> Tensor:
-        ctx.op, ctx.rest = op, rest
-        ctx.save_for_backward(*tensors)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(**_given(tensors), **rest)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        call: dict[str, Any] = _given(ctx.saved_tensors)
-        wanted = {name for name, needed in zip(_TENSORS, ctx.needs_input_grad[2:]) if needed}
-        grads = backward(ctx.op, check_known({**call, **ctx.rest}), grad_output, wanted)
-        for name, grad in grads.items():
-            grads[name] = grad.to(call[name].dtype).reshape(call[name].shape)
-        return (None, None, *(grads.get(name) for name in _TENSORS))
-
-
-def _given(tensors: tuple[Tensor | None, ...]) -> dict[str, Any]:
-    return {name: tensor for name, tensor in zip(_TENSORS, tensors) if tensor is not None}
-
-
-def backward(op: Op, problem: Problem, grad_output: Tensor, wanted: set[str]) -> dict[str, Tensor]:
+def backward(
+    op: Op, problem: Problem, grad_outputs: tuple[Any, ...], wanted: frozenset[str]
+) -> dict[str, Tensor]:
     """The gradients of the wanted inputs, float32.
 
     Args:
         op: the operator.
         problem: the call that forward computed.
-        grad_output: ``(output_bs, n)`` float32.
+        grad_outputs: of the one result, ``(output_bs, n)`` float32.
         wanted: names among scale, bias, pertoken_scale, shared_input and logit.
     """
+    (grad_output,) = grad_outputs
     grads: dict[str, Tensor] = {}
     if problem.shared_input is not None and "shared_input" in wanted:
         first = problem.shared_input_offset
@@ -143,12 +80,12 @@ def _backward_rows(
     ends: Tensor,
     grad_output: Tensor,
     rows: slice,
-    wanted: set[str],
+    wanted: frozenset[str],
 ) -> dict[str, Tensor]:
     """The gradients that the given rows of x contribute."""
     row = torch.arange(rows.start, rows.stop, device=ends.device)
     counts = row < ends[-1]
-    group = torch.searchsorted(ends, row, right=True).clamp(max=problem.e - 1)
+    group = groups_of(row, ends)
     row_index = torch.where(counts, problem.row_index[rows], 0)
     # Tail rows may hold anything, NaN included: nothing of them may reach a sum.
     grad = torch.where(counts.unsqueeze(1), grad_output[row_index], 0.0)
@@ -198,3 +135,8 @@ def _products(op: Op, problem: Problem, ends: Tensor, rows: slice) -> Tensor:
         logit=ones,
         row_index=torch.arange(m, device=x.device),
     )
+
+
+DERIVATIVE = Derivative(
+    inputs=("scale", "bias", "pertoken_scale", "shared_input", "logit"), backward=backward
+)

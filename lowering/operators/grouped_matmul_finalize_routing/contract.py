@@ -1,28 +1,34 @@
 """The operator's contract, checked once: arguments in, a :class:`Problem` out.
 
-Only metadata is read here, so the rules hold alike for real, fake and meta tensors, and no rule
-specialises a symbolic size that it merely compares. What needs data is in :func:`check_values`.
-Every message names the argument, what was expected and what came.
+What needs data is in :func:`check_values`.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from npu_lowering.operators.checking import (
+    Size,
+    check_devices,
+    check_dtype,
+    check_rank,
+    check_shape,
+    must_be_none,
+    require,
+    required,
+)
 from npu_lowering.operators.grouped_matmul_finalize_routing import schema
 from npu_lowering.operators.grouped_matmul_finalize_routing.fractal_nz import K0, N0
-
-# Under a tracer a size may be a SymInt, which torch's own annotations call an int as well.
-Size = int
+from npu_lowering.operators.operator import dtype_name
 
 LATER = ("offset", "x_dtype", "w_dtype", "scale_dtype", "pertoken_scale_dtype")
 """Arguments of weight formats other than int8."""
+_SUPPORTED = "supported are int8 x and int8 w, without offset and without the *_dtype arguments"
 
 
 @dataclass(frozen=True)
@@ -85,20 +91,17 @@ class Problem:
         return self.w.dim() == 5
 
 
-def is_symbolic(size: object) -> bool:
-    """Whether a size is a tracer's symbol and not a number."""
-    return isinstance(size, torch.SymInt)
-
-
-def is_covered(w: Tensor, rest: dict[str, Any]) -> bool:
+def is_covered(call: Mapping[str, Any]) -> bool:
     """Whether a call is ours: int8 weights, no argument of another weight format or newer schema.
 
     Args:
-        w: the weight.
-        rest: other arguments by name, not necessarily all.
+        call: the arguments that are given, by name.
     """
-    later = (value for name, value in rest.items() if name in LATER or name not in ARGUMENTS)
-    return w.dtype == torch.int8 and all(value is None for value in later)
+    w = call.get("w")
+    if w is None:
+        return True  # to be refused by our sentence
+    later = (value for name, value in call.items() if name in LATER or name not in ARGUMENTS)
+    return bool(w.dtype == torch.int8) and all(value is None for value in later)
 
 
 def check(
@@ -114,74 +117,84 @@ def check(
     logit: Tensor | None = None,
     row_index: Tensor | None = None,
     dtype: torch.dtype | None = None,
-    shared_input_weight: float | None = schema.SHARED_INPUT_WEIGHT,
-    shared_input_offset: int | None = schema.SHARED_INPUT_OFFSET,
-    output_bs: int | None = schema.OUTPUT_BS,
-    group_list_type: int | None = schema.GROUP_LIST_TYPE,
+    shared_input_weight: float | None = 1.0,
+    shared_input_offset: int | None = 0,
+    output_bs: int | None = 0,
+    group_list_type: int | None = 1,
     tuning_config: Sequence[int] | None = None,
     x_dtype: int | None = None,
     w_dtype: int | None = None,
     scale_dtype: int | None = None,
     pertoken_scale_dtype: int | None = None,
 ) -> Problem:
-    """Hold a call to the contract. Arguments and errors are those of the operator."""
+    """Multiply by the experts' weights, dequantise, weigh, and add each row to its token.
+
+    The same as ``torch.ops.npu.npu_grouped_matmul_finalize_routing``, and as
+    ``torch_npu.npu_grouped_matmul_finalize_routing`` where there is a torch_npu. For group g and
+    its rows r, consecutive rows of x, in float32 and in this order::
+
+        acc = x[r] @ w[g]                              exact int32
+        y   = acc * scale[g] * (pertoken_scale[r] * logit[r]) + logit[r] * bias[g]
+        out = 0, with shared_input * shared_input_weight from row shared_input_offset on
+        out[row_index[r]] += y                         in ascending r
+
+    Rows past the last group's end are not read, in any tensor. On CPU the result is deterministic,
+    bit for bit, for any number of threads.
+
+    Args:
+        x: ``(m, k)`` int8, the rows of all experts, sorted by expert.
+        w: ``(e, k, n)`` int8, which is also what a tensor cast to FRACTAL_NZ looks like; or that
+            format spelled out, ``(e, n/32, ceil(k/16), 16, 32)``, see :func:`to_fractal_nz`.
+        group_list: ``(e,)`` int64, counts of rows or their running totals, see group_list_type.
+        scale: ``(e, n)`` float32 or bfloat16; required.
+        bias: ``(e, n)`` float32 or bfloat16. A GE graph takes bfloat16 only.
+        offset: not supported yet; None.
+        pertoken_scale: ``(m,)`` or ``(m, 1)`` float32; None counts as ones.
+        shared_input: ``(rows, n)`` bfloat16, the shared expert's output; needs logit.
+        logit: ``(m,)`` float32, the routing weight of each row; None counts as ones.
+        row_index: ``(m,)`` int64 or int32, the output row that each row is added to; required.
+        dtype: None or torch.float32, the dtype of the result.
+        shared_input_weight: factor of shared_input; None means 1.
+        shared_input_offset: first output row that shared_input is added to; None means 0. It does
+            not move row_index.
+        output_bs: rows of the result, at most m; 0 or None means m.
+        group_list_type: 1, or None, where group_list holds counts; 0 where it holds totals.
+        tuning_config: a hint to the device's tiling; never changes the result.
+        x_dtype: not supported yet; None.
+        w_dtype: not supported yet; None.
+        scale_dtype: not supported yet; None.
+        pertoken_scale_dtype: not supported yet; None.
+
+    Returns:
+        ``(output_bs, n)`` float32, contiguous, fresh.
+
+    Raises:
+        TypeError: a dtype is wrong, or a required tensor is None.
+        ValueError: a shape, a size or a scalar is wrong; on CPU also for values of group_list.
+        IndexError: on CPU, a row_index that counts lies outside ``[0, output_bs)``.
+        NotImplementedError: an argument of the int4, float8 or float4 forms is given.
+
+    Source: the interface document of torch_npu, and the schemas of its releases.
+    """
     del tuning_config  # picks tile sizes on the device and never changes the result
     for name, value in zip(LATER, (offset, x_dtype, w_dtype, scale_dtype, pertoken_scale_dtype)):
-        if value is not None:
-            refuse_later(name, value)
-    # torch takes None for any tensor from Python.
-    x = _required("x", x, "int8 (m, k)")
-    w = _required("w", w, "int8 (e, k, n)")
-    group_list = _required("group_list", group_list, "int64 (e,)")
-    _check_weight_dtype(w)
-    _check_dtype("x", x, torch.int8)
-    _check_2d("x", x, "(m, k)")
-    m, k = x.shape
-    e, n = _weight_sizes(w, k)
-    for size in (m, k, e, n):
-        _require(
-            ValueError,
-            size > 0,
-            lambda: f"x and w must not be empty, got m = {m}, k = {k}, e = {e}, n = {n}",
-        )
-
-    _check_dtype("group_list", group_list, torch.int64)
-    _check_shape("group_list", group_list, "(e,)", (e,))
-    scale = _required("scale", scale, "float32 or bfloat16 (e, n)")
-    _check_dtype("scale", scale, torch.float32, torch.bfloat16)
-    _check_shape("scale", scale, "(e, n)", (e, n))
-    row_index = _required("row_index", row_index, "int64 or int32 (m,)")
-    _check_dtype("row_index", row_index, torch.int64, torch.int32)
-    _check_shape("row_index", row_index, "(m,)", (m,))
-    if bias is not None:
-        _check_dtype("bias", bias, torch.float32, torch.bfloat16)
-        _check_shape("bias", bias, "(e, n)", (e, n))
-    if pertoken_scale is not None:
-        _check_dtype("pertoken_scale", pertoken_scale, torch.float32)
-        if pertoken_scale.dim() == 2:
-            # The interface document asks for (m,), and its own examples pass (m, 1).
-            _check_shape("pertoken_scale", pertoken_scale, "(m,) or (m, 1)", (m, 1))
-            pertoken_scale = pertoken_scale.select(1, 0)
-        else:
-            _check_shape("pertoken_scale", pertoken_scale, "(m,) or (m, 1)", (m,))
-    if logit is not None:
-        _check_dtype("logit", logit, torch.float32)
-        _check_shape("logit", logit, "(m,)", (m,))
-
-    if dtype is not None and dtype != torch.float32:
-        raise TypeError(
-            f"dtype must be None or torch.float32, got {dtype}; the codes 0, 1 and 2 of the "
-            "interface document belong to the GE attribute, and torch reads an int as a ScalarType"
-        )
+        must_be_none(name, value, _SUPPORTED)
+    e, m, n = _matrices(x, w)
+    group_list = required("group_list", group_list, "int64 (e,)")
+    check_dtype("group_list", group_list, torch.int64)
+    check_shape("group_list", group_list, "(e,)", (e,))
+    scale = required("scale", scale, "float32 or bfloat16 (e, n)")
+    check_dtype("scale", scale, torch.float32, torch.bfloat16)
+    check_shape("scale", scale, "(e, n)", (e, n))
+    row_index = required("row_index", row_index, "int64 or int32 (m,)")
+    check_dtype("row_index", row_index, torch.int64, torch.int32)
+    check_shape("row_index", row_index, "(m,)", (m,))
+    _check_bias(bias, e, n)
+    pertoken_scale = _one_dimensional(pertoken_scale, m)
+    _check_logit(logit, m)
+    _check_result_dtype(dtype)
     rows = _output_rows(output_bs, m)
     first = _check_shared_input(shared_input, shared_input_offset, logit, n, rows)
-    if group_list_type is None:
-        group_list_type = schema.GROUP_LIST_TYPE
-    _require(
-        ValueError,
-        group_list_type in (schema.TOTALS, schema.COUNTS),
-        lambda: f"group_list_type must be 0 (totals) or 1 (counts), got {group_list_type}",
-    )
     problem = Problem(
         x=x,
         w=w,
@@ -192,30 +205,17 @@ def check(
         shared_input=shared_input,
         logit=logit,
         row_index=row_index,
-        shared_input_weight=(
-            schema.SHARED_INPUT_WEIGHT if shared_input_weight is None else shared_input_weight
-        ),
+        shared_input_weight=1.0 if shared_input_weight is None else shared_input_weight,
         shared_input_offset=first,
         output_bs=rows,
-        group_list_type=group_list_type,
+        group_list_type=_group_list_type(group_list_type),
     )
-    _check_devices(problem)
+    check_devices("x", {k: v for k, v in vars(problem).items() if isinstance(v, Tensor)})
     return problem
 
 
-ARGUMENTS = tuple(inspect.signature(check).parameters)
-"""Every argument this package knows, in the order of the schema."""
-
-
-def check_known(call: dict[str, Any]) -> Problem:
-    """:func:`check` of a call by name, of a schema that may be newer than this package.
-
-    An argument that is not known here may be None; anything else is refused by its name.
-    """
-    for name, value in call.items():
-        if name not in ARGUMENTS and value is not None:
-            refuse_later(name, value)
-    return check(**{name: value for name, value in call.items() if name in ARGUMENTS})
+ARGUMENTS = frozenset(check.__code__.co_varnames[: 3 + check.__code__.co_kwonlyargcount])
+"""Every argument this package knows."""
 
 
 def check_values(problem: Problem) -> list[int]:
@@ -257,21 +257,6 @@ def check_values(problem: Problem) -> list[int]:
     return ends
 
 
-def refuse_later(name: str, value: object) -> NoReturn:
-    """Refuse an argument of a later generation that is not built yet."""
-    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-    raise NotImplementedError(
-        f"{name} is not supported yet and must be None, got {got}; "
-        "supported are int8 x and int8 w, without offset and without the *_dtype arguments"
-    )
-
-
-def _require(error: type[Exception], condition: bool, message: Callable[[], str]) -> None:
-    """As torch._check; a condition on symbols becomes a guard or a runtime assertion there."""
-    if condition is not True:
-        torch._check_with(error, condition, message)
-
-
 def _refuse_group(problem: Problem, g: int, value: int, before: int) -> NoReturn:
     if problem.group_list_type == schema.COUNTS:
         raise ValueError(
@@ -283,26 +268,37 @@ def _refuse_group(problem: Problem, g: int, value: int, before: int) -> NoReturn
     )
 
 
-def _required(name: str, tensor: Tensor | None, what: str) -> Tensor:
-    if tensor is None:
-        raise TypeError(f"{name} is required: expected a tensor, {what}, got None")
-    return tensor
+def _matrices(x: Tensor, w: Tensor) -> tuple[Size, Size, Size]:
+    """e, m and n of two matrices that go together."""
+    x = required("x", x, "int8 (m, k)")
+    w = required("w", w, "int8 (e, k, n)")
+    _check_weight_dtype(w)
+    check_dtype("x", x, torch.int8)
+    check_rank("x", x, 2, "(m, k)")
+    m, k = x.shape
+    e, n = _weight_sizes(w, k)
+    for size in (m, k, e, n):
+        require(
+            ValueError,
+            size > 0,
+            lambda: f"x and w must not be empty, got m = {m}, k = {k}, e = {e}, n = {n}",
+        )
+    return e, m, n
 
 
 def _check_weight_dtype(w: Tensor) -> None:
-    if w.dtype == torch.int8:
-        return
     if w.dtype == torch.int32 or "float8" in str(w.dtype) or "float4" in str(w.dtype):
         packed = " (eight int4 in each)" if w.dtype == torch.int32 else ""
         raise NotImplementedError(
-            f"w of {w.dtype}{packed} is not supported yet; supported is int8 w with int8 x"
+            f"w of {dtype_name(w.dtype)}{packed} is not supported yet; "
+            "supported is int8 w with int8 x"
         )
-    raise TypeError(f"w must be int8, got {w.dtype}")
+    check_dtype("w", w, torch.int8)
 
 
 def _weight_sizes(w: Tensor, k: Size) -> tuple[Size, Size]:
     if w.dim() == 3:
-        _require(
+        require(
             ValueError,
             w.shape[1] == k,
             lambda: (
@@ -310,7 +306,7 @@ def _weight_sizes(w: Tensor, k: Size) -> tuple[Size, Size]:
             ),
         )
         return w.shape[0], w.shape[2]
-    _require(
+    require(
         ValueError,
         w.dim() == 5,
         lambda: (
@@ -319,12 +315,12 @@ def _weight_sizes(w: Tensor, k: Size) -> tuple[Size, Size]:
         ),
     )
     for size, expected in ((w.shape[3], K0), (w.shape[4], N0)):
-        _require(
+        require(
             ValueError,
             size == expected,
             lambda: f"w must be (e, n1, k1, {K0}, {N0}) when 5-D, got shape {tuple(w.shape)}",
         )
-    _require(
+    require(
         ValueError,
         w.shape[2] == (k + K0 - 1) // K0,
         lambda: (
@@ -335,39 +331,56 @@ def _weight_sizes(w: Tensor, k: Size) -> tuple[Size, Size]:
     return w.shape[0], w.shape[1] * N0
 
 
-def _check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
-    if tensor.dtype not in allowed:
-        names = " or ".join(str(dtype).replace("torch.", "") for dtype in allowed)
-        raise TypeError(f"{name} must be {names}, got {str(tensor.dtype).replace('torch.', '')}")
+def _check_bias(bias: Tensor | None, e: Size, n: Size) -> None:
+    if bias is not None:
+        check_dtype("bias", bias, torch.float32, torch.bfloat16)
+        check_shape("bias", bias, "(e, n)", (e, n))
 
 
-def _check_2d(name: str, tensor: Tensor, form: str) -> None:
-    _require(
+def _one_dimensional(pertoken_scale: Tensor | None, m: Size) -> Tensor | None:
+    """``(m,)`` of either form: the document asks for it, and its own examples pass ``(m, 1)``."""
+    if pertoken_scale is None:
+        return None
+    check_dtype("pertoken_scale", pertoken_scale, torch.float32)
+    wide = pertoken_scale.dim() == 2
+    check_shape("pertoken_scale", pertoken_scale, "(m,) or (m, 1)", (m, 1) if wide else (m,))
+    return pertoken_scale.select(1, 0) if wide else pertoken_scale
+
+
+def _check_logit(logit: Tensor | None, m: Size) -> None:
+    if logit is not None:
+        check_dtype("logit", logit, torch.float32)
+        check_shape("logit", logit, "(m,)", (m,))
+
+
+def _check_result_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and dtype != torch.float32:
+        raise TypeError(
+            f"dtype must be None or torch.float32, got {dtype}; the codes 0, 1 and 2 of the "
+            "interface document belong to the GE attribute, and torch reads an int as a ScalarType"
+        )
+
+
+def _group_list_type(value: int | None) -> int:
+    kind = schema.COUNTS if value is None else value
+    require(
         ValueError,
-        tensor.dim() == 2,
-        lambda: f"{name} must be 2-D {form}, got shape {tuple(tensor.shape)}",
+        kind in (schema.TOTALS, schema.COUNTS),
+        lambda: f"group_list_type must be 0 (totals) or 1 (counts), got {kind}",
     )
-
-
-def _check_shape(name: str, tensor: Tensor, form: str, sizes: tuple[Size, ...]) -> None:
-    def message() -> str:
-        return f"{name} must be {form} = {sizes}, got shape {tuple(tensor.shape)}"
-
-    _require(ValueError, tensor.dim() == len(sizes), message)
-    for size, expected in zip(tensor.shape, sizes):
-        _require(ValueError, size == expected, message)
+    return kind
 
 
 def _output_rows(output_bs: int | None, m: Size) -> Size:
     if not output_bs:
         return m
     rows: Size = output_bs
-    _require(
+    require(
         ValueError,
         rows > 0,
         lambda: f"output_bs must be 0 or None, for m, or in [1, m] = [1, {m}], got {rows}",
     )
-    _require(
+    require(
         ValueError,
         rows <= m,
         lambda: f"output_bs must be 0 or None, for m, or in [1, m] = [1, {m}], got {rows}",
@@ -382,8 +395,8 @@ def _check_shared_input(
     n: Size,
     rows: Size,
 ) -> int:
-    offset = schema.SHARED_INPUT_OFFSET if shared_input_offset is None else shared_input_offset
-    _require(
+    offset = 0 if shared_input_offset is None else shared_input_offset
+    require(
         ValueError,
         offset >= 0,
         lambda: f"shared_input_offset must be >= 0, got {shared_input_offset}",
@@ -395,10 +408,10 @@ def _check_shared_input(
                 "logit is required with shared_input: expected both, logit alone or neither, "
                 f"got shared_input of shape {tuple(shared_input.shape)} and logit None"
             )
-        _check_dtype("shared_input", shared_input, torch.bfloat16)
-        _check_2d("shared_input", shared_input, "(rows, n)")
+        check_dtype("shared_input", shared_input, torch.bfloat16)
+        check_rank("shared_input", shared_input, 2, "(rows, n)")
         shared_rows = shared_input.shape[0]
-        _require(
+        require(
             ValueError,
             shared_rows > 0,
             lambda: (
@@ -406,7 +419,7 @@ def _check_shared_input(
                 f"got shape {tuple(shared_input.shape)}"
             ),
         )
-        _require(
+        require(
             ValueError,
             shared_input.shape[1] == n,
             lambda: (
@@ -414,7 +427,7 @@ def _check_shared_input(
                 f"got shape {tuple(shared_input.shape)}"
             ),
         )
-    _require(
+    require(
         ValueError,
         offset + shared_rows <= rows,
         lambda: (
@@ -423,82 +436,3 @@ def _check_shared_input(
         ),
     )
     return offset
-
-
-def _check_devices(problem: Problem) -> None:
-    for name, value in vars(problem).items():
-        if isinstance(value, Tensor) and value.device != problem.x.device:
-            raise ValueError(
-                f"{name} must be on the device of x, {problem.x.device}, got {value.device}"
-            )
-
-
-@dataclass(frozen=True)
-class _DeviceLimit:
-    """A documented limit of the device; none of the arithmetic."""
-
-    quantity: str
-    expected: str
-    devices: str
-    holds: Callable[[int], bool]
-
-
-_DOCUMENT = "the devices of the interface document"
-_NEWER = "newer devices"
-# Sources: the interface document, 参数说明; for newer devices, the shape checks of CANN.
-_DEVICE_LIMITS = (
-    _DeviceLimit("m", "at most 131072", _DOCUMENT, lambda m: m <= 131072),
-    _DeviceLimit("k", "2048", _DOCUMENT, lambda k: k == 2048),
-    _DeviceLimit("n", "7168", _DOCUMENT, lambda n: n == 7168),
-    _DeviceLimit("e", "at most 256", _DOCUMENT, lambda e: e <= 256),
-    _DeviceLimit("rows of shared_input", "at most 2048", _DOCUMENT, lambda rows: rows <= 2048),
-    _DeviceLimit("output_bs", "at most 16384", _DOCUMENT, lambda rows: rows <= 16384),
-    _DeviceLimit("k", "a multiple of 16", _NEWER, lambda k: k % 16 == 0),
-    _DeviceLimit("n", "a multiple of 32", _NEWER, lambda n: n % 32 == 0),
-    _DeviceLimit("n", "at least 256", _NEWER, lambda n: n >= 256),
-)
-
-
-def limits_of(problem: Problem) -> list[str]:
-    """:func:`device_limits` of a checked call."""
-    shared = problem.shared_input
-    sizes: dict[str, Size | None] = {
-        "m": problem.m,
-        "k": problem.k,
-        "n": problem.n,
-        "e": problem.e,
-        "rows of shared_input": None if shared is None else shared.shape[0],
-        "output_bs": problem.output_bs,
-    }
-    sentences = []
-    for limit in _DEVICE_LIMITS:
-        size = sizes[limit.quantity]
-        # A symbolic size has no value to judge, and asking for one would specialise it.
-        if size is not None and not is_symbolic(size) and not limit.holds(size):
-            sentences.append(
-                f"{limit.quantity} must be {limit.expected} on {limit.devices}, got {size}"
-            )
-    return sentences
-
-
-def device_limits(x: Tensor, w: Tensor, group_list: Tensor, **kwargs: Any) -> list[str]:
-    """Say which documented limits of the device a call exceeds.
-
-    The limits are the device's, not the arithmetic's: on CPU the call runs all the same, and
-    lowering it to GE warns with these sentences.
-
-    Args:
-        x: as for :func:`npu_lowering.npu_grouped_matmul_finalize_routing`, of any device; fake and
-            meta tensors serve as well, for no data is read.
-        w: as there.
-        group_list: as there.
-        **kwargs: the operator's keyword arguments.
-
-    Returns:
-        A sentence for each limit exceeded, with the rule and the value; empty when there is none.
-        Limits on sizes that are symbolic are left out.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: the call is not legal anywhere; as the operator.
-    """
-    return limits_of(check(x, w, group_list, **kwargs))

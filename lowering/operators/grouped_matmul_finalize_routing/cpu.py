@@ -77,7 +77,10 @@ def _weight_blocks(problem: Problem, g: int) -> Iterator[tuple[slice, Tensor]]:
     w = problem.w[g]
     n, k = int(problem.n), int(problem.k)
     if not problem.w_is_nz:
-        yield slice(0, n), w
+        step = n if _is_plain(w) else max(1, _WEIGHT_BLOCK // k)
+        for first in range(0, n, step):
+            columns = slice(first, min(first + step, n))
+            yield columns, _plain(w[:, columns])
         return
     panels, rows = w.shape[0], w.shape[1] * fractal_nz.K0
     step = max(1, _WEIGHT_BLOCK // (rows * fractal_nz.N0))
@@ -96,7 +99,7 @@ def _add_group(
     step = max(1, _BLOCK // w.shape[1])
     for first in range(start, end, step):
         rows = slice(first, min(first + step, end))
-        y = torch.mul(_matmul(problem.x[rows].contiguous(), w), scale)
+        y = torch.mul(_matmul(_plain(problem.x[rows]), w), scale)
         pertoken_scale, logit = problem.pertoken_scale, problem.logit
         if pertoken_scale is not None and logit is not None:
             y.mul_((pertoken_scale[rows] * logit[rows]).unsqueeze(1))
@@ -110,6 +113,21 @@ def _add_group(
         out.index_add_(0, problem.row_index[rows], y)
 
 
+def _is_plain(matrix: Tensor) -> bool:
+    """Whether rows lie one after the other, each without gaps.
+
+    ``is_contiguous`` does not say so: the stride of an axis of one element may be anything, also 0,
+    and ``torch._int_mm`` takes it for the distance between rows.
+    """
+    return matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
+
+
+def _plain(matrix: Tensor) -> Tensor:
+    if _is_plain(matrix):
+        return matrix
+    return matrix.clone(memory_format=torch.contiguous_format)
+
+
 def _matmul(x: Tensor, w: Tensor) -> Tensor:
     """``x @ w`` of int8 matrices, exact: int32, or int64 values that fit int32."""
     k = x.shape[1]
@@ -118,7 +136,7 @@ def _matmul(x: Tensor, w: Tensor) -> Tensor:
     acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int64)
     step = _OVERFLOW_K - 1
     for first in range(0, k, step):
-        acc += _matmul_int32(x[:, first : first + step].contiguous(), w[first : first + step])
+        acc += _matmul_int32(_plain(x[:, first : first + step]), _plain(w[first : first + step]))
     limits = torch.iinfo(torch.int32)
     low, high = torch.aminmax(acc)
     if int(low) < limits.min or int(high) > limits.max:

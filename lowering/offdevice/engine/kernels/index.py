@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npu_lowering.offdevice.engine.call import Call, Kernel, Result
+from npu_lowering.offdevice.engine.call import Call, Result
 from npu_lowering.offdevice.engine.graph import GraphError
+from npu_lowering.offdevice.engine.kernels.table import Function, Table
+
+KERNELS = Table()
 
 
 def _long(indices: Tensor) -> Tensor:
@@ -34,18 +37,21 @@ def _take(x: Tensor, indices: Tensor, axis: int, batch_dims: int, negative: bool
     return torch.stack(taken).reshape(*shared, *taken[0].shape)
 
 
+@KERNELS.kernel("GatherV2")
 def _gather_v2(call: Call) -> Result:
     (axis,) = call.ints("axis")
     negative = bool(call.attr("negative_index_support", False))
     return _take(call["x"], call["indices"], axis, int(call.attr("batch_dims", 0)), negative)
 
 
+@KERNELS.kernel("Gather")
 def _gather(call: Call) -> Result:
     batch_dims = int(call.attr("batch_dims", 0))
     negative = bool(call.attr("negative_index_support", False))
     return _take(call["x"], call["indices"], batch_dims, batch_dims, negative)
 
 
+@KERNELS.kernel("GatherElements")
 def _gather_elements(call: Call) -> Result:
     return torch.gather(call["x"], int(call.attr("dim", 0)), _long(call["index"]))
 
@@ -55,16 +61,19 @@ def _nd(indices: Tensor) -> tuple[Tensor, ...]:
     return _long(indices).unbind(-1)
 
 
+@KERNELS.kernel("GatherNd")
 def _gather_nd(call: Call) -> Result:
     return call["x"][_nd(call["indices"])]
 
 
+@KERNELS.kernel("IndexByTensor")
 def _index_by_tensor(call: Call) -> Result:
     mask, given = call.attr("indices_mask", ()), iter(call.dynamic("indices"))
     where = tuple(next(given) if used else slice(None) for used in mask)
     return call["x"][where]
 
 
+@KERNELS.kernel("ScatterElements")
 def _scatter_elements(call: Call) -> Result:
     data, axis = call["data"], int(call.attr("axis", 0))
     indices, updates = _long(call["indices"]), call["updates"]
@@ -79,6 +88,7 @@ def _scatter_elements(call: Call) -> Result:
     return data.scatter_reduce(axis, indices, updates, names[reduction])
 
 
+@KERNELS.kernel("InplaceIndexAdd", in_place=True)
 def _inplace_index_add(call: Call) -> Result:
     target, alpha = call.writable("var"), call.get("alpha")
     factor = 1 if alpha is None else alpha.item()
@@ -86,7 +96,7 @@ def _inplace_index_add(call: Call) -> Result:
     return target.index_add_(axis, indices, call["updates"], alpha=factor)
 
 
-def _scatter_nd(accumulate: bool, name: str) -> Kernel:
+def _scatter_nd(accumulate: bool, name: str) -> Function:
     def kernel(call: Call) -> Result:
         target = call.writable(name) if name == "var" else call[name].clone()
         return target.index_put_(_nd(call["indices"]), call["updates"], accumulate)
@@ -94,7 +104,7 @@ def _scatter_nd(accumulate: bool, name: str) -> Kernel:
     return kernel
 
 
-def _scatter_rows(accumulate: bool) -> Kernel:
+def _scatter_rows(accumulate: bool) -> Function:
     """ScatterUpdate, ScatterAdd: an index stands for a row, whatever the shape of indices."""
 
     def kernel(call: Call) -> Result:
@@ -104,6 +114,7 @@ def _scatter_rows(accumulate: bool) -> Kernel:
     return kernel
 
 
+@KERNELS.kernel("Scatter", in_place=True)
 def _scatter(call: Call) -> Result:
     """The key-value cache's update: batch b is written from position indices[b] of axis on."""
     target, updates = call.writable("var"), call["updates"]
@@ -121,6 +132,7 @@ def _scatter(call: Call) -> Result:
     return target
 
 
+@KERNELS.kernel("Assign", in_place=True)
 def _assign(call: Call) -> Result:
     value = call["value"]
     target = call.writable("ref")
@@ -129,7 +141,7 @@ def _assign(call: Call) -> Result:
     return target.copy_(value)
 
 
-def _select(names: tuple[str, str]) -> Kernel:
+def _select(names: tuple[str, str]) -> Function:
     def kernel(call: Call) -> Result:
         condition = call["condition"].to(torch.bool)
         return torch.where(condition, call[names[0]], call[names[1]])
@@ -137,24 +149,29 @@ def _select(names: tuple[str, str]) -> Kernel:
     return kernel
 
 
+@KERNELS.kernel("MaskedFill")
 def _masked_fill(call: Call) -> Result:
     x, mask = torch.broadcast_tensors(call["x"], call["mask"].to(torch.bool))
     return torch.masked_fill(x, mask, call["value"].reshape(()))
 
 
+@KERNELS.kernel("MaskedSelect")
 def _masked_select(call: Call) -> Result:
     return torch.masked_select(call["x"], call["mask"].to(torch.bool))
 
 
+@KERNELS.kernel("Where")
 def _where(call: Call) -> Result:
     return torch.nonzero(call["x"])
 
 
+@KERNELS.kernel("NonZero")
 def _non_zero(call: Call) -> Result:
     found = torch.nonzero(call["x"]).to(call.dtype("dtype", 9))
     return found.t() if call.attr("transpose", False) else found
 
 
+@KERNELS.kernel("Sort")
 def _sort(call: Call) -> Result:
     values, indices = torch.sort(
         call["x"],
@@ -165,6 +182,7 @@ def _sort(call: Call) -> Result:
     return values, indices.to(torch.int32)
 
 
+@KERNELS.kernel("TopK", "TopKV2")
 def _top_k(call: Call) -> Result:
     (k,) = call.ints("k")
     values, indices = torch.topk(
@@ -177,6 +195,7 @@ def _top_k(call: Call) -> Result:
     return values, indices.to(torch.int32)
 
 
+@KERNELS.kernel("SearchSorted")
 def _search_sorted(call: Call) -> Result:
     if call.get("sorter") is not None:
         raise GraphError("a sorter is not taken here")
@@ -186,6 +205,7 @@ def _search_sorted(call: Call) -> Result:
     return found.to(call.dtype("dtype", 9))
 
 
+@KERNELS.kernel("OneHot")
 def _one_hot(call: Call) -> Result:
     x, (depth,) = call["x"], call.ints("depth")
     axis = int(call.attr("axis", -1))
@@ -195,6 +215,7 @@ def _one_hot(call: Call) -> Result:
     return torch.where(hot, call["on_value"].reshape(()), call["off_value"].reshape(()))
 
 
+@KERNELS.kernel("Bincount")
 def _bincount(call: Call) -> Result:
     weights, size = call["weights"], int(call["size"].item())
     array = _long(call["array"]).reshape(-1)
@@ -208,6 +229,7 @@ def _bincount(call: Call) -> Result:
     return totals.index_add_(0, array_in, each)
 
 
+@KERNELS.kernel("Histogram")
 def _histogram(call: Call) -> Result:
     counts = torch.histc(
         call["x"].to(torch.float32),
@@ -218,6 +240,7 @@ def _histogram(call: Call) -> Result:
     return counts.to(call.node.outputs[0].dtype or torch.float32)
 
 
+@KERNELS.kernel("RepeatInterleave")
 def _repeat_interleave(call: Call) -> Result:
     axis = int(call.attr("axis", 1000))
     repeats = _long(call["repeats"]).reshape(-1)
@@ -226,47 +249,13 @@ def _repeat_interleave(call: Call) -> Result:
     return torch.repeat_interleave(x, repeats, dim=0 if axis == 1000 else axis)
 
 
-KERNELS: dict[str, Kernel] = {
-    "Assign": _assign,
-    "Bincount": _bincount,
-    "Gather": _gather,
-    "GatherElements": _gather_elements,
-    "GatherNd": _gather_nd,
-    "GatherV2": _gather_v2,
-    "Histogram": _histogram,
-    "IndexByTensor": _index_by_tensor,
-    "InplaceIndexAdd": _inplace_index_add,
-    "MaskedFill": _masked_fill,
-    "MaskedSelect": _masked_select,
-    "NonZero": _non_zero,
-    "OneHot": _one_hot,
-    "RepeatInterleave": _repeat_interleave,
-    "Scatter": _scatter,
-    "ScatterAdd": _scatter_rows(accumulate=True),
-    "ScatterElements": _scatter_elements,
-    "ScatterNdAdd": _scatter_nd(accumulate=True, name="var"),
-    "ScatterNdUpdate": _scatter_nd(accumulate=False, name="var"),
-    "ScatterUpdate": _scatter_rows(accumulate=False),
-    "SearchSorted": _search_sorted,
+for _type, _function in {
     "Select": _select(("x1", "x2")),
     "SelectV2": _select(("then", "else")),
-    "Sort": _sort,
     "TensorScatterUpdate": _scatter_nd(accumulate=False, name="x"),
-    "TopK": _top_k,
-    "TopKV2": _top_k,
-    "Where": _where,
-}
-
-# They write memory of the caller's where that is what they are given.
-IN_PLACE = frozenset(
-    (
-        "Assign",
-        "InplaceIndexAdd",
-        "Scatter",
-        "ScatterAdd",
-        "ScatterNdAdd",
-        "ScatterNdUpdate",
-        "ScatterUpdate",
-        "ViewCopy",
-    )
-)
+}.items():
+    KERNELS.add(_type, _function)
+KERNELS.add("ScatterAdd", _scatter_rows(accumulate=True), in_place=True)
+KERNELS.add("ScatterNdAdd", _scatter_nd(accumulate=True, name="var"), in_place=True)
+KERNELS.add("ScatterNdUpdate", _scatter_nd(accumulate=False, name="var"), in_place=True)
+KERNELS.add("ScatterUpdate", _scatter_rows(accumulate=False), in_place=True)

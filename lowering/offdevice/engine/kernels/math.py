@@ -10,18 +10,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from npu_lowering.offdevice.engine.call import Call, Kernel, Result
+from npu_lowering.offdevice.engine.call import Call, Result
 from npu_lowering.offdevice.engine.graph import GraphError
+from npu_lowering.offdevice.engine.kernels.table import Function, Table
+
+KERNELS = Table()
 
 
-def _unary(function: Callable[[Tensor], Tensor]) -> Kernel:
+def _unary(function: Callable[[Tensor], Tensor]) -> Function:
     def kernel(call: Call) -> Result:
         return function(call["x"])
 
     return kernel
 
 
-def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
     def kernel(call: Call) -> Result:
         a, b = call["x1"], call["x2"]
         if a.dtype != b.dtype and a.dim() and b.dim():
@@ -41,32 +44,39 @@ def _floor_div(a: Tensor, b: Tensor) -> Tensor:
     return torch.div(a, b, rounding_mode="floor")
 
 
+@KERNELS.kernel("Cast")
 def _cast(call: Call) -> Result:
     return call["x"].to(call.dtype("dst_type"))
 
 
+@KERNELS.kernel("Pow")
 def _pow(call: Call) -> Result:
     return torch.pow(call["x1"], call["x2"])
 
 
+@KERNELS.kernel("Muls")
 def _muls(call: Call) -> Result:
     return call["x"] * float(call.attr("value"))
 
 
+@KERNELS.kernel("Adds")
 def _adds(call: Call) -> Result:
     return call["x"] + float(call.attr("value"))
 
 
+@KERNELS.kernel("AxpyV2")
 def _axpy_v2(call: Call) -> Result:
     alpha = call["alpha"].item()
     x1 = call["x1"]
     return torch.add(x1, call["x2"], alpha=alpha if x1.is_floating_point() else int(alpha))
 
 
+@KERNELS.kernel("Sxpy")
 def _sxpy(call: Call) -> Result:
     return torch.sub(call["x1"], call["x2"], alpha=call["alpha"].item())
 
 
+@KERNELS.kernel("Exp")
 def _exp(call: Call) -> Result:
     base, scale, shift = (
         float(call.attr(name, default))
@@ -78,6 +88,7 @@ def _exp(call: Call) -> Result:
     return torch.exp2(x) if base == 2.0 else torch.pow(base, x)
 
 
+@KERNELS.kernel("Log")
 def _log(call: Call) -> Result:
     base, scale, shift = (
         float(call.attr(name, default))
@@ -91,22 +102,27 @@ def _log(call: Call) -> Result:
     return torch.log(x) / torch.log(torch.tensor(base, dtype=x.dtype))
 
 
+@KERNELS.kernel("Trunc")
 def _trunc(call: Call) -> Result:
     return torch.trunc(call["input_x"])
 
 
+@KERNELS.kernel("ClipByValueV2")
 def _clip_by_value_v2(call: Call) -> Result:
     return torch.clamp(call["x"], call["clip_value_min"], call["clip_value_max"])
 
 
+@KERNELS.kernel("Lerp")
 def _lerp(call: Call) -> Result:
     return torch.lerp(call["start"], call["end"], call["weight"])
 
 
+@KERNELS.kernel("Addcmul")
 def _addcmul(call: Call) -> Result:
     return torch.addcmul(call["input_data"], call["x1"], call["x2"], value=call["value"].item())
 
 
+@KERNELS.kernel("Addcdiv")
 def _addcdiv(call: Call) -> Result:
     return torch.addcdiv(call["input_data"], call["x1"], call["x2"], value=call["value"].item())
 
@@ -118,7 +134,7 @@ def _axes(call: Call) -> tuple[int, ...]:
     return tuple(int(axis) for axis in call.attr("axes"))
 
 
-def _reduce(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Kernel:
+def _reduce(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Function:
     def kernel(call: Call) -> Result:
         x, axes = call["x"], _axes(call)
         if not axes and call.attr("noop_with_empty_axes", True):
@@ -153,6 +169,7 @@ def _log_sum_exp(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return torch.log(torch.sum(torch.exp(x), axes, keepdim=keep))
 
 
+@KERNELS.kernel("LpNormV2")
 def _lp_norm_v2(call: Call) -> Result:
     axes = tuple(call.attr("axes", ()))
     norm = torch.linalg.vector_norm(
@@ -162,7 +179,7 @@ def _lp_norm_v2(call: Call) -> Result:
     return torch.clamp(norm, min=epsilon) if epsilon else norm
 
 
-def _arg(function: Callable[..., Tensor]) -> Kernel:
+def _arg(function: Callable[..., Tensor]) -> Function:
     def kernel(call: Call) -> Result:
         (axis,) = call.ints("dimension")
         return function(call["x"], dim=axis).to(call.dtype("dtype", 9))
@@ -170,7 +187,7 @@ def _arg(function: Callable[..., Tensor]) -> Kernel:
     return kernel
 
 
-def _arg_with_value(function: Callable[..., tuple[Tensor, Tensor]]) -> Kernel:
+def _arg_with_value(function: Callable[..., tuple[Tensor, Tensor]]) -> Function:
     def kernel(call: Call) -> Result:
         keep = bool(call.attr("keep_dims", False))
         values, indices = function(call["x"], int(call.attr("dimension")), keep)
@@ -179,7 +196,7 @@ def _arg_with_value(function: Callable[..., tuple[Tensor, Tensor]]) -> Kernel:
     return kernel
 
 
-def _cumulate(function: Callable[..., Tensor], neutral: int) -> Kernel:
+def _cumulate(function: Callable[..., Tensor], neutral: int) -> Function:
     def kernel(call: Call) -> Result:
         x, (axis,) = call["x"], call.ints("axis")
         reverse = bool(call.attr("reverse", False))
@@ -193,34 +210,27 @@ def _cumulate(function: Callable[..., Tensor], neutral: int) -> Kernel:
     return kernel
 
 
-KERNELS: dict[str, Kernel] = {
+for _type, _function in {
     "Abs": _unary(torch.abs),
     "Acos": _unary(torch.acos),
     "Add": _binary(torch.add),
     "AddV2": _binary(torch.add),
-    "Addcdiv": _addcdiv,
-    "Addcmul": _addcmul,
-    "Adds": _adds,
     "ArgMaxV2": _arg(torch.argmax),
     "ArgMaxWithValue": _arg_with_value(torch.max),
     "ArgMin": _arg(torch.argmin),
     "ArgMinWithValue": _arg_with_value(torch.min),
     "Asin": _unary(torch.asin),
     "Atan": _unary(torch.atan),
-    "AxpyV2": _axpy_v2,
     "BitwiseAnd": _binary(torch.bitwise_and),
     "BitwiseOr": _binary(torch.bitwise_or),
     "BitwiseXor": _binary(torch.bitwise_xor),
-    "Cast": _cast,
     "Ceil": _unary(torch.ceil),
-    "ClipByValueV2": _clip_by_value_v2,
     "Cos": _unary(torch.cos),
     "Cumprod": _cumulate(torch.cumprod, 1),
     "Cumsum": _cumulate(torch.cumsum, 0),
     "Div": _binary(torch.div),
     "Equal": _binary(torch.eq),
     "Erf": _unary(torch.erf),
-    "Exp": _exp,
     "Expm1": _unary(torch.expm1),
     "Floor": _unary(torch.floor),
     "FloorDiv": _binary(_floor_div),
@@ -232,23 +242,18 @@ KERNELS: dict[str, Kernel] = {
     "IsInf": _unary(torch.isinf),
     "IsNan": _unary(torch.isnan),
     "LeftShift": _binary(torch.bitwise_left_shift),
-    "Lerp": _lerp,
     "Less": _binary(torch.lt),
     "LessEqual": _binary(torch.le),
-    "Log": _log,
     "Log1p": _unary(torch.log1p),
     "LogicalAnd": _binary(torch.logical_and),
     "LogicalNot": _unary(torch.logical_not),
     "LogicalOr": _binary(torch.logical_or),
-    "LpNormV2": _lp_norm_v2,
     "Maximum": _binary(torch.maximum),
     "Minimum": _binary(torch.minimum),
     "Mod": _binary(torch.fmod),
     "Mul": _binary(torch.mul),
-    "Muls": _muls,
     "Neg": _unary(torch.neg),
     "NotEqual": _binary(torch.ne),
-    "Pow": _pow,
     "RealDiv": _binary(torch.div),
     "Reciprocal": _unary(torch.reciprocal),
     "ReduceAll": _reduce(_one_by_one(torch.all)),
@@ -268,8 +273,7 @@ KERNELS: dict[str, Kernel] = {
     "Sqrt": _unary(torch.sqrt),
     "Square": _unary(torch.square),
     "Sub": _binary(torch.sub),
-    "Sxpy": _sxpy,
     "Tan": _unary(torch.tan),
-    "Trunc": _trunc,
     "TruncateDiv": _binary(_trunc_div),
-}
+}.items():
+    KERNELS.add(_type, _function)

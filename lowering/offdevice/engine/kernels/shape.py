@@ -8,24 +8,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from npu_lowering.offdevice.engine.call import Call, Kernel, Result
+from npu_lowering.offdevice.engine.call import Call, Result
 from npu_lowering.offdevice.engine.graph import GraphError
+from npu_lowering.offdevice.engine.kernels.table import Function, Table
+
+KERNELS = Table()
 
 
+@KERNELS.kernel("Identity")
 def _same(call: Call) -> Result:
     return call["x"]
 
 
+@KERNELS.kernel("TensorMove")
 def _tensor_move(call: Call) -> Result:
     return call["x"].clone()
 
 
+@KERNELS.kernel("Reshape")
 def _reshape(call: Call) -> Result:
     if (call.attr("axis", 0), call.attr("num_axes", -1)) != (0, -1):
         raise GraphError("Reshape of a range of axes (axis, num_axes) is not computed here")
     return call["x"].reshape(call.ints("shape"))
 
 
+@KERNELS.kernel("Flatten")
 def _flatten(call: Call) -> Result:
     x, axis = call["x"], int(call.attr("axis", 1))
     axis = axis % (x.dim() + 1) if axis < 0 else axis
@@ -33,6 +40,7 @@ def _flatten(call: Call) -> Result:
     return x.reshape(rows, x.numel() // rows if rows else 0)
 
 
+@KERNELS.kernel("Squeeze")
 def _squeeze(call: Call) -> Result:
     x = call["x"]
     axes = [axis % x.dim() for axis in call.attr("axis", ())] if x.dim() else []
@@ -43,6 +51,7 @@ def _squeeze(call: Call) -> Result:
     return x.reshape([size for axis, size in enumerate(x.shape) if axis not in axes])
 
 
+@KERNELS.kernel("Unsqueeze")
 def _unsqueeze(call: Call) -> Result:
     x, axes = call["x"], call.attr("axes", ())
     rank = x.dim() + len(axes)
@@ -51,47 +60,58 @@ def _unsqueeze(call: Call) -> Result:
     return x
 
 
+@KERNELS.kernel("ExpandDims")
 def _expand_dims(call: Call) -> Result:
     (axis,) = call.ints("axis")
     return call["x"].unsqueeze(axis)
 
 
+@KERNELS.kernel("Shape")
 def _shape(call: Call) -> Result:
     return torch.tensor(call["x"].shape, dtype=call.dtype("dtype", 3))
 
 
+@KERNELS.kernel("Size")
 def _size(call: Call) -> Result:
     return torch.tensor(call["x"].numel(), dtype=call.dtype("dtype", 3))
 
 
+@KERNELS.kernel("Rank")
 def _rank(call: Call) -> Result:
     return torch.tensor(call["x"].dim(), dtype=torch.int32)
 
 
+@KERNELS.kernel("Transpose")
 def _transpose(call: Call) -> Result:
     return call["x"].permute(call.ints("perm"))
 
 
+@KERNELS.kernel("TransposeD")
 def _transpose_d(call: Call) -> Result:
     return call["x"].permute(tuple(call.attr("perm")))
 
 
+@KERNELS.kernel("BroadcastTo", "Expand")
 def _broadcast_to(call: Call) -> Result:
     return call["x"].expand(call.ints("shape"))
 
 
+@KERNELS.kernel("Tile")
 def _tile(call: Call) -> Result:
     return torch.tile(call["x"], call.ints("multiples"))
 
 
+@KERNELS.kernel("ReverseV2")
 def _reverse_v2(call: Call) -> Result:
     return torch.flip(call["x"], call.ints("axis"))
 
 
+@KERNELS.kernel("Roll")
 def _roll(call: Call) -> Result:
     return torch.roll(call["x"], tuple(call.attr("shifts")), tuple(call.attr("dims", ())))
 
 
+@KERNELS.kernel("Concat", "ConcatD", "ConcatV2")
 def _concat(call: Call) -> Result:
     """ConcatV2 and Concat have the axis as an input, ConcatD as an attribute."""
     axis = call.ints("concat_dim")[0] if call.get("concat_dim") is not None else None
@@ -102,10 +122,12 @@ def _concat(call: Call) -> Result:
     return torch.cat(parts, axis)
 
 
+@KERNELS.kernel("Pack")
 def _pack(call: Call) -> Result:
     return torch.stack(call.dynamic("x"), int(call.attr("axis", 0)))
 
 
+@KERNELS.kernel("Unpack")
 def _unpack(call: Call) -> Result:
     return torch.unbind(call["x"], int(call.attr("axis", 0)))
 
@@ -115,6 +137,7 @@ def _split_axis(call: Call) -> int:
     return int(call.attr("split_dim") if given is None else given.item())
 
 
+@KERNELS.kernel("Split", "SplitD")
 def _split(call: Call) -> Result:
     x, axis, parts = call["x"], _split_axis(call), int(call.attr("num_split"))
     if parts < 1 or x.shape[axis] % parts:
@@ -122,6 +145,7 @@ def _split(call: Call) -> Result:
     return torch.split(x, x.shape[axis] // parts, axis)
 
 
+@KERNELS.kernel("SplitV", "SplitVD")
 def _split_v(call: Call) -> Result:
     x, axis = call["x"], _split_axis(call)
     sizes = (
@@ -134,6 +158,7 @@ def _split_v(call: Call) -> Result:
     return torch.split(x, sizes, axis)
 
 
+@KERNELS.kernel("Slice")
 def _slice(call: Call) -> Result:
     x = call["x"]
     for axis, (start, size) in enumerate(zip(call.ints("offsets"), call.ints("size"))):
@@ -149,6 +174,7 @@ def _slice(call: Call) -> Result:
 _MASKS = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
 
 
+@KERNELS.kernel("StridedSlice", "StridedSliceV2")
 def _strided_slice(call: Call) -> Result:
     """StridedSlice, and V2 which names the axes it means."""
     x, begin, end = call["x"], call.ints("begin"), call.ints("end")
@@ -179,6 +205,7 @@ def _strided_slice(call: Call) -> Result:
     return x.reshape([size for axis, size in enumerate(x.shape) if axis not in shrunk])
 
 
+@KERNELS.kernel("Pad", "PadV3")
 def _pad(call: Call) -> Result:
     x, flat = call["x"], call.ints("paddings")
     if not call.attr("paddings_contiguous", True):
@@ -198,18 +225,22 @@ def _pad(call: Call) -> Result:
     return x
 
 
+@KERNELS.kernel("Fill")
 def _fill(call: Call) -> Result:
     return call["value"].reshape(()).expand(call.ints("dims")).clone()
 
 
+@KERNELS.kernel("ZerosLike")
 def _zeros_like(call: Call) -> Result:
     return torch.zeros_like(call["x"], memory_format=torch.contiguous_format)
 
 
+@KERNELS.kernel("OnesLike")
 def _ones_like(call: Call) -> Result:
     return torch.ones_like(call["x"], memory_format=torch.contiguous_format)
 
 
+@KERNELS.kernel("Eye")
 def _eye(call: Call) -> Result:
     rows = int(call.attr("num_rows"))
     columns = int(call.attr("num_columns", 0)) or rows
@@ -217,17 +248,20 @@ def _eye(call: Call) -> Result:
     return square.expand(*call.attr("batch_shape", ()), rows, columns)
 
 
+@KERNELS.kernel("Range")
 def _range(call: Call) -> Result:
     start = call["start"]
     return torch.arange(start.item(), call["limit"].item(), call["delta"].item(), dtype=start.dtype)
 
 
+@KERNELS.kernel("LinSpace")
 def _lin_space(call: Call) -> Result:
     start, (count,) = call["start"], call.ints("num")
     dtype = start.dtype if start.is_floating_point() else torch.float32
     return torch.linspace(start.item(), call["stop"].item(), count, dtype=dtype)
 
 
+@KERNELS.kernel("Bitcast")
 def _bitcast(call: Call) -> Result:
     """The same bytes as another type; a ratio of sizes becomes an axis, or stays in the last."""
     x, dtype = call["x"].contiguous(), call.dtype("type")
@@ -241,6 +275,7 @@ def _bitcast(call: Call) -> Result:
     return x.view(dtype).squeeze(-1)
 
 
+@KERNELS.kernel("AsStrided")
 def _as_strided(call: Call) -> Result:
     return torch.as_strided(
         call["x"].contiguous(),
@@ -250,7 +285,7 @@ def _as_strided(call: Call) -> Result:
     )
 
 
-def _triangle(lower: bool) -> Kernel:
+def _triangle(lower: bool) -> Function:
     def kernel(call: Call) -> Result:
         function = torch.tril if lower else torch.triu
         return function(call["x"], int(call.attr("diagonal", 0)))
@@ -258,6 +293,7 @@ def _triangle(lower: bool) -> Kernel:
     return kernel
 
 
+@KERNELS.kernel("ViewCopy", in_place=True)
 def _view_copy(call: Call) -> Result:
     """Write one strided view of dst from one of src; dst is written in place."""
     target, source = call.writable("dst"), call["src"].contiguous()
@@ -277,47 +313,8 @@ def _view_copy(call: Call) -> Result:
     return target
 
 
-KERNELS: dict[str, Kernel] = {
-    "AsStrided": _as_strided,
-    "Bitcast": _bitcast,
-    "BroadcastTo": _broadcast_to,
-    "Concat": _concat,
-    "ConcatD": _concat,
-    "ConcatV2": _concat,
-    "Expand": _broadcast_to,
-    "ExpandDims": _expand_dims,
-    "Eye": _eye,
-    "Fill": _fill,
-    "Flatten": _flatten,
-    "Identity": _same,
-    "LinSpace": _lin_space,
-    "OnesLike": _ones_like,
-    "Pack": _pack,
-    "Pad": _pad,
-    "PadV3": _pad,
-    "Range": _range,
-    "Rank": _rank,
-    "Reshape": _reshape,
-    "ReverseV2": _reverse_v2,
-    "Roll": _roll,
-    "Shape": _shape,
-    "Size": _size,
-    "Slice": _slice,
-    "Split": _split,
-    "SplitD": _split,
-    "SplitV": _split_v,
-    "SplitVD": _split_v,
-    "Squeeze": _squeeze,
-    "StridedSlice": _strided_slice,
-    "StridedSliceV2": _strided_slice,
-    "TensorMove": _tensor_move,
-    "Tile": _tile,
-    "Transpose": _transpose,
-    "TransposeD": _transpose_d,
+for _type, _function in {
     "Tril": _triangle(lower=True),
     "Triu": _triangle(lower=False),
-    "Unpack": _unpack,
-    "Unsqueeze": _unsqueeze,
-    "ViewCopy": _view_copy,
-    "ZerosLike": _zeros_like,
-}
+}.items():
+    KERNELS.add(_type, _function)

@@ -1,0 +1,126 @@
+"""What autograd does with an operator: its formula, or a refusal that names it.
+
+Without a kernel under Autograd, a CPU kernel made of torch ops would be silently differentiable
+through its own internals, which the device's operator is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from npu_lowering.operators.operator import Operator
+
+
+def kernel(operator: Operator) -> Callable[..., Any]:
+    """The kernel of an operator under the key Autograd."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        tensors = list(_tensors((*args, *kwargs.values())))
+        _refuse_forward_mode(operator, tensors)
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if not wanted:
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator.overload(*args, **kwargs)
+        call = operator.by_name(args, kwargs)
+        leaves, structure = torch.utils._pytree.tree_flatten(call)
+        # Tensors are what autograd sees, so they are passed one by one.
+        result = _Function.apply(operator, structure, *leaves)  # type: ignore[no-untyped-call]
+        return list(result) if operator.returns == "Tensor[]" else result
+
+    return run
+
+
+def _tensors(values: tuple[Any, ...]) -> Iterator[Tensor]:
+    """The tensors among arguments, those in lists included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (each for each in value if isinstance(each, Tensor))
+
+
+def _refuse_forward_mode(operator: Operator, tensors: list[Tensor]) -> None:
+    """Dropping a tangent would be a silent derivative of zero."""
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor.is_floating_point() and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"forward-mode differentiation of {operator.name} is not supported, "
+                "got a dual tensor; use backward"
+            )
+
+
+REFUSAL = "no_derivative(Tensor grad, Tensor input, str operator) -> Tensor"
+"""An operator of ours, so that a compiled program, too, refuses a gradient only where it is asked
+for: tracing a function with its backward puts this into the graph and runs nothing. It takes a
+gradient, so that no compiler moves it into the forward graph."""
+
+
+def refuse(grad: Tensor, input: Tensor, operator: str) -> Tensor:  # noqa: A002, ARG001 -- the schema's
+    """The kernel of :data:`REFUSAL`."""
+    raise RuntimeError(
+        f"{operator} has no derivative, and an input of it requires one: call it under "
+        "torch.no_grad(), or on detached tensors"
+    )
+
+
+def refuse_fake(grad: Tensor, input: Tensor, operator: str) -> Tensor:  # noqa: A002, ARG001
+    """What the gradient would look like."""
+    return torch.empty_like(input)
+
+
+class _Function(torch.autograd.Function):
+    """Ties a record's formula, or its lack of one, to the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Operator, structure: Any, *leaves: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.operator, ctx.structure = operator, structure
+        ctx.rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        ctx.is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
+        ctx.save_for_backward(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
+        call = torch.utils._pytree.tree_unflatten(list(leaves), structure)
+        with torch._C._AutoDispatchBelowAutograd():
+            result = operator.overload(**call)
+        return tuple(result) if isinstance(result, list) else result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        operator: Operator = ctx.operator
+        saved = iter(ctx.saved_tensors)
+        leaves = [
+            next(saved) if is_tensor else leaf for is_tensor, leaf in zip(ctx.is_tensor, ctx.rest)
+        ]
+        call = torch.utils._pytree.tree_unflatten(leaves, ctx.structure)
+        if operator.derivative is None:
+            asked = next(grad for grad in grads if grad is not None)
+            refused = [
+                torch.ops.npu_lowering.no_derivative(asked, leaf, operator.name) if needed else None
+                for leaf, needed in zip(leaves, ctx.needs_input_grad[2:])
+            ]
+            return (None, None, *refused)
+        needed = torch.utils._pytree.tree_unflatten(list(ctx.needs_input_grad[2:]), ctx.structure)
+        differentiable = frozenset(operator.derivative.inputs)
+        wanted = frozenset(name for name in differentiable & call.keys() if needed[name] is True)
+        found = operator.derivative.backward(
+            operator.overload, operator.problem(**call), grads, wanted
+        )
+        result = {
+            name: found[name].to(call[name].dtype).reshape(call[name].shape) for name in wanted
+        }
+        return (None, None, *_as_leaves(call, result))
+
+
+def _as_leaves(call: dict[str, Any], found: dict[str, Tensor]) -> list[Tensor | None]:
+    """Gradients in the order of the leaves of a call."""
+    leaves: list[Tensor | None] = []
+    for name, value in call.items():
+        count = len(torch.utils._pytree.tree_flatten(value)[0])
+        leaves.extend([found[name]] if name in found else [None] * count)
+    return leaves

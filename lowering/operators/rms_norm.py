@@ -1,0 +1,180 @@
+"""npu_rms_norm and npu_add_rms_norm: root mean square normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npu_lowering.operators.checking import (
+    check_devices,
+    check_dtype,
+    check_shape,
+    require,
+)
+from npu_lowering.operators.operator import GENode, NodeCall, Operator
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class RmsNorm:
+    """A checked normalisation.
+
+    Attributes:
+        x: any shape; what is normalised.
+        gamma: the factor, of the shape of the last axes of x.
+        epsilon: what is added to the mean square.
+        residual: what is added to x first, of its shape, or None.
+    """
+
+    x: Tensor
+    gamma: Tensor
+    epsilon: float
+    residual: Tensor | None = None
+
+
+def check(input: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> RmsNorm:  # noqa: A002 -- the schema's own
+    """Divide by the root mean square over the last axes, and scale by gamma.
+
+    In float32, and rounded once, at the end::
+
+        rstd = 1 / sqrt(mean(x ** 2) + epsilon)
+        y    = x * rstd * gamma
+
+    Args:
+        input: ``(..., *gamma.shape)`` float16, bfloat16 or float32.
+        gamma: the factor; of the dtype of input, or float32.
+        epsilon: keeps the root from zero.
+
+    Returns:
+        y, of the shape and dtype of input, and rstd, float32, with axes of one for those of gamma.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: gamma is not of the shape of the last axes of input.
+
+    Source: torch_npu's interface document. That the device rounds once, at the end, is inferred.
+    """
+    return _checked("input", input, gamma, epsilon)
+
+
+def check_add(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> RmsNorm:
+    """Add two tensors, and normalise the sum as ``npu_rms_norm`` does.
+
+    The sum is rounded to the dtype of x1, and it is the rounded sum that is normalised.
+
+    Args:
+        x1: ``(..., *gamma.shape)`` float16, bfloat16 or float32.
+        x2: of the shape and dtype of x1.
+        gamma: the factor; of the dtype of x1, or float32.
+        epsilon: keeps the root from zero.
+
+    Returns:
+        y and the sum, of the shape and dtype of x1, with rstd between them as of ``npu_rms_norm``.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape is wrong.
+
+    Source: torch_npu's interface document. That the rounded sum is normalised is inferred.
+    """
+    check_dtype("x2", x2, x1.dtype)
+    check_shape("x2", x2, "of the shape of x1", x1.shape)
+    return _checked("x1", x1, gamma, epsilon, x2)
+
+
+def _checked(
+    name: str, x: Tensor, gamma: Tensor, epsilon: float, residual: Tensor | None = None
+) -> RmsNorm:
+    check_dtype(name, x, *FLOATS)
+    check_dtype("gamma", gamma, *dict.fromkeys((x.dtype, torch.float32)))
+    require(
+        ValueError,
+        0 < gamma.dim() <= x.dim(),
+        lambda: (
+            f"gamma must have at least one and at most the {x.dim()} dimensions of {name}, "
+            f"got shape {tuple(gamma.shape)}"
+        ),
+    )
+    check_shape("gamma", gamma, f"the last axes of {name}", x.shape[x.dim() - gamma.dim() :])
+    check_devices(name, {name: x, "gamma": gamma, "x2": residual})
+    return RmsNorm(x, gamma, epsilon, residual)
+
+
+def fake(call: RmsNorm) -> tuple[Tensor, ...]:
+    """Y and rstd, and the sum where there is a second addend."""
+    x, last = call.x, call.gamma.dim()
+    rstd = x.new_empty((*x.shape[: x.dim() - last], *[1] * last), dtype=torch.float32)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if call.residual is None:
+        return y, rstd
+    return y, rstd, torch.empty_like(y)
+
+
+def run(call: RmsNorm) -> tuple[Tensor, ...]:
+    """The same with numbers, on any device."""
+    x, gamma = call.x.contiguous(), call.gamma
+    if call.residual is not None:
+        x = (call.x + call.residual).contiguous()
+    y, rstd = normalised(x, gamma, call.epsilon)
+    return (y.to(x.dtype), rstd) if call.residual is None else (y.to(x.dtype), rstd, x)
+
+
+def normalised(x: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Y and rstd in float32, y not rounded to the dtype of x yet."""
+    wide = x.to(torch.float32)
+    axes = tuple(range(x.dim() - gamma.dim(), x.dim()))
+    rstd = torch.rsqrt(wide.pow(2).mean(axes, keepdim=True) + epsilon)
+    return wide * rstd * gamma.to(torch.float32), rstd
+
+
+def _arguments(node: NodeCall) -> dict[str, Any]:
+    return {
+        "input": node["x"],
+        "gamma": node["gamma"],
+        "epsilon": float(node.attr("epsilon", 1e-6)),
+    }
+
+
+def _add_arguments(node: NodeCall) -> dict[str, Any]:
+    return {
+        "x1": node["x1"],
+        "x2": node["x2"],
+        "gamma": node["gamma"],
+        "epsilon": float(node.attr("epsilon", 1e-6)),
+    }
+
+
+_EXACTNESS = "float32, rounded once to the dtype of the input"
+_SOURCE = "torch_npu's interface document; the place of the rounding is inferred"
+
+OPERATOR = Operator(
+    name="npu_rms_norm",
+    check=check,
+    returns="(Tensor, Tensor)",
+    fake=fake,
+    cpu=run,
+    portable=run,
+    decomposition=run,
+    nodes=(GENode("RmsNorm", _arguments),),
+    summary="root mean square normalisation",
+    exactness=_EXACTNESS,
+    source=_SOURCE,
+)
+
+ADD = Operator(
+    name="npu_add_rms_norm",
+    check=check_add,
+    returns="(Tensor, Tensor, Tensor)",
+    fake=fake,
+    cpu=run,
+    portable=run,
+    decomposition=run,
+    nodes=(GENode("AddRmsNorm", _add_arguments),),
+    summary="a sum, and its root mean square normalisation",
+    exactness=_EXACTNESS,
+    source=_SOURCE,
+)
