@@ -18,8 +18,8 @@ from npu_lowering import environment
 environment.keep_torch_importable()  # has to come before torch does
 
 import torch  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensor  # noqa: E402
 
+from npu_lowering import torch_internals  # noqa: E402
 from npu_lowering.operators import OPERATORS, derivative  # noqa: E402
 from npu_lowering.operators.operator import NAMESPACE, Operator, Stage  # noqa: E402
 
@@ -91,28 +91,21 @@ def withdraw() -> None:
     """
     registration = _registration()
     for library in registration.libraries:
-        if hasattr(library, "_destroy"):
-            library._destroy()
-        else:  # pragma: no cover -- torch 2.1, where the C++ handle's own destructor does it
-            torch.library._impls.difference_update(library._op_impls)
-            library.m = None
+        torch_internals.destroy(library)
     registration.libraries.clear()
     registration.owned.clear()
     namespace = getattr(torch.ops, NAMESPACE)
-    # FX keeps signatures by name, and whoever defines the operator next may give it another.
-    signatures = getattr(torch.fx.operator_schemas, "_SCHEMA_TO_SIGNATURE_CACHE", {})
     for operator in OPERATORS:
         packet, _, overload = operator.name.partition(".")
         namespace.__dict__.pop(packet, None)
-        signatures.pop((f"{NAMESPACE}::{packet}", overload), None)
+        torch_internals.forget_signature(f"{NAMESPACE}::{packet}", overload)
     getattr(torch.ops, OWN_NAMESPACE).__dict__.pop("no_derivative", None)
 
 
 def is_defined(qualname: str) -> bool:
     """Whether the dispatcher has a schema for an operator, for this overload of it."""
     name, _, overload = qualname.partition(".")
-    schemas = torch._C._jit_get_schemas_for_operator(name)
-    return any(schema.overload_name == overload for schema in schemas)
+    return overload in torch_internals.overloads_of(name)
 
 
 def decompositions() -> dict[Any, Kernel]:
@@ -142,8 +135,8 @@ def _faking(operator: Operator) -> Kernel:
         try:
             return operator.fake(operator.problem(*args, **kwargs))
         except NotImplementedError as error:
-            leaves = torch.utils._pytree.tree_flatten((args, kwargs))[0]
-            if any(isinstance(value, FakeTensor) for value in leaves):
+            leaves = torch_internals.tree_flatten((args, kwargs))[0]
+            if any(map(torch_internals.is_fake, leaves)):
                 # FakeTensorMode takes a NotImplementedError for a missing Meta kernel, and would
                 # put a sentence of its own, without ours, in its place.
                 raise RuntimeError(str(error)) from error
@@ -166,14 +159,13 @@ def _with_fallback(operator: Operator, ours: Kernel) -> Kernel:
 
 
 def _registration() -> _Registration:
-    registration: _Registration = torch.library.__dict__.setdefault(_HOME, _Registration())
+    registration: _Registration = vars(torch.library).setdefault(_HOME, _Registration())
     return registration
 
 
 def _impl(library: torch.library.Library, operator: Operator, kernel: Kernel, key: str) -> None:
-    # torch before 2.6 refuses a second Python kernel for a key by this table alone, and the
-    # dispatcher announces every replacement, which here is the purpose.
-    torch.library._impls.discard(f"{NAMESPACE}/{operator.name}/{key}")
+    torch_internals.forget_kernel(operator.qualname, key)
+    # The dispatcher announces every replacement, which here is the purpose.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*[Oo]verriding a previously registered")
         library.impl(operator.name, kernel, key)
@@ -186,14 +178,10 @@ def owner(qualname: str, key: str = "") -> str:
     Returns:
         ``"ours"``, ``"upstream's"`` or ``"none"``.
     """
-    if not is_defined(qualname) or (key and not _has_kernel(qualname, key)):
+    if not is_defined(qualname) or (key and not torch_internals.has_kernel(qualname, key)):
         return "none"
     what = f"{qualname}/{key}" if key else qualname
     return "ours" if what in _registration().owned else "upstream's"
-
-
-def _has_kernel(qualname: str, key: str) -> bool:
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(qualname, key))
 
 
 def _upstream_meta(packet: str) -> Kernel | None:

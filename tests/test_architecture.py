@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,22 @@ def of_fused(*names):
 ARROWS = {
     "version": (),
     "environment": (),
+    "torch_internals": (),
     "operators.operator": (),
     "operators.checking": ("operators.operator",),
-    "operators.exact": (),
-    "operators.derivative": ("operators.operator",),
+    "operators.exact": ("torch_internals",),
+    "operators.derivative": ("operators.operator", "torch_internals"),
     f"{FUSED}.schema": (),
     f"{FUSED}.fractal_nz": (),
     f"{FUSED}.native": (),
     f"{FUSED}.contract": ("operators.checking", "operators.operator", *of_fused(*STAGES)),
     f"{FUSED}.device_limits": ("operators.checking", *of_fused("contract")),
     f"{FUSED}.fake": of_fused("contract"),
-    f"{FUSED}.cpu": ("operators.exact", *of_fused("contract", "fractal_nz", "native")),
+    f"{FUSED}.cpu": (
+        "operators.exact",
+        "torch_internals",
+        *of_fused("contract", "fractal_nz", "native"),
+    ),
     f"{FUSED}.decomposition": ("operators.exact", *of_fused(*STAGES)),
     f"{FUSED}.autograd": (
         "operators.checking",
@@ -40,11 +46,11 @@ ARROWS = {
     ),
     FUSED: ("operators.operator", FUSED),
     # Records share arithmetic: a fused operator takes its parts from the files that have them.
-    "operators": ("operators",),
+    "operators": ("operators", "torch_internals"),
     "limits": ("operators",),
     "moe_routing": ("operators",),
     "comparison": ("operators",),
-    "registration": ("environment", "operators"),
+    "registration": ("environment", "operators", "torch_internals"),
     "state": ("environment", "operators", "registration", "version"),
     "converters": ("limits", "operators", "registration"),
     "offdevice.probe": (),
@@ -54,6 +60,7 @@ ARROWS = {
     "offdevice.bring_up": (
         "operators",
         "registration",
+        "torch_internals",
         "offdevice.engine",
         "offdevice.probe",
         "offdevice.standins",
@@ -149,3 +156,21 @@ def test_only_converters_and_offdevice_name_torchair():
         }
         if not module.startswith(("converters", "offdevice")):
             assert not any(name.split(".")[0] in ("torchair", "torch_npu") for name in names), path
+
+
+# torch._check and its kin, and torch._dynamo.reset, are documented.
+PRIVATE = re.compile(
+    r"torch\._(?!check|dynamo\.reset)|torch(\.\w+)+\._|from torch\._|from torch\.\w+\._"
+)
+
+
+def test_private_names_of_torch_are_in_one_module():
+    """So that a release which moves one of them is met in one place."""
+    for module, path in MODULES.items():
+        if module == "torch_internals" or module.startswith("offdevice.process"):
+            continue  # a played device replaces functions wherever torch keeps them
+        text = "\n".join(
+            line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines()
+        )
+        code = re.sub(r'""".*?"""', "", text, flags=re.S)
+        assert not PRIVATE.search(code), f"{module}: {PRIVATE.search(code)[0]}"

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from npu_lowering import torch_internals
 from npu_lowering.offdevice import probe
 from npu_lowering.offdevice.probe import INSTALL, OffDeviceError
 from npu_lowering.offdevice.standins import load
@@ -167,30 +168,13 @@ def _import(name: str) -> types.ModuleType:
 
 
 def _refuse_other_definitions() -> None:
-    import torch
-
-    defined = []
-    for name in torch._C._dispatch_get_all_op_names():
-        if name.startswith("npu::") and _has_schema(name):
-            defined.append(name)
+    defined = list(torch_internals.operator_names(NAMESPACE))
     if defined:
         raise OffDeviceError(
             f"{', '.join(sorted(defined))} must not be defined before torch_npu is imported: "
             "torch_npu defines every operator of npu:: itself, and a second definition ends the "
             "process. Call npu_lowering.offdevice.install() before the code that defines it"
         )
-
-
-def _has_schema(name: str) -> bool:
-    """Whether an operator is defined; one that only has kernels so far is in no one's way."""
-    import torch
-
-    operator, _, overload = name.partition(".")
-    try:
-        torch._C._get_schema(operator, overload)
-    except RuntimeError:
-        return False
-    return True
 
 
 def _forget_failed_import() -> None:

@@ -11,9 +11,14 @@ from typing import Any, Callable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from npu_lowering.operators.operator import Operator
+from npu_lowering.torch_internals import (
+    below_autograd,
+    has_tangent,
+    tree_flatten,
+    tree_unflatten,
+)
 
 
 def kernel(operator: Operator) -> Callable[..., Any]:
@@ -24,10 +29,10 @@ def kernel(operator: Operator) -> Callable[..., Any]:
         _refuse_forward_mode(operator, tensors)
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if not wanted:
-            with torch._C._AutoDispatchBelowAutograd():
+            with below_autograd():
                 return operator.overload(*args, **kwargs)
         call = operator.by_name(args, kwargs)
-        leaves, structure = torch.utils._pytree.tree_flatten(call)
+        leaves, structure = tree_flatten(call)
         # Tensors are what autograd sees, so they are passed one by one.
         result = _Function.apply(operator, structure, *leaves)  # type: ignore[no-untyped-call]
         return list(result) if operator.returns == "Tensor[]" else result
@@ -46,10 +51,8 @@ def _tensors(values: tuple[Any, ...]) -> Iterator[Tensor]:
 
 def _refuse_forward_mode(operator: Operator, tensors: list[Tensor]) -> None:
     """Dropping a tangent would be a silent derivative of zero."""
-    if forward_ad._current_level < 0:
-        return
     for tensor in tensors:
-        if tensor.is_floating_point() and forward_ad.unpack_dual(tensor).tangent is not None:
+        if tensor.is_floating_point() and has_tangent(tensor):
             raise NotImplementedError(
                 f"forward-mode differentiation of {operator.name} is not supported, "
                 "got a dual tensor; use backward"
@@ -85,8 +88,8 @@ class _Function(torch.autograd.Function):
         ctx.rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         ctx.save_for_backward(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
-        call = torch.utils._pytree.tree_unflatten(list(leaves), structure)
-        with torch._C._AutoDispatchBelowAutograd():
+        call = tree_unflatten(list(leaves), structure)
+        with below_autograd():
             result = operator.overload(**call)
         return tuple(result) if isinstance(result, list) else result
 
@@ -97,7 +100,7 @@ class _Function(torch.autograd.Function):
         leaves = [
             next(saved) if is_tensor else leaf for is_tensor, leaf in zip(ctx.is_tensor, ctx.rest)
         ]
-        call = torch.utils._pytree.tree_unflatten(leaves, ctx.structure)
+        call = tree_unflatten(leaves, ctx.structure)
         if operator.derivative is None:
             asked = next(grad for grad in grads if grad is not None)
             refused = [
@@ -105,7 +108,7 @@ class _Function(torch.autograd.Function):
                 for leaf, needed in zip(leaves, ctx.needs_input_grad[2:])
             ]
             return (None, None, *refused)
-        needed = torch.utils._pytree.tree_unflatten(list(ctx.needs_input_grad[2:]), ctx.structure)
+        needed = tree_unflatten(list(ctx.needs_input_grad[2:]), ctx.structure)
         differentiable = frozenset(operator.derivative.inputs)
         wanted = frozenset(name for name in differentiable & call.keys() if needed[name] is True)
         found = operator.derivative.backward(
@@ -121,6 +124,6 @@ def _as_leaves(call: dict[str, Any], found: dict[str, Tensor]) -> list[Tensor | 
     """Gradients in the order of the leaves of a call."""
     leaves: list[Tensor | None] = []
     for name, value in call.items():
-        count = len(torch.utils._pytree.tree_flatten(value)[0])
+        count = len(tree_flatten(value)[0])
         leaves.extend([found[name]] if name in found else [None] * count)
     return leaves

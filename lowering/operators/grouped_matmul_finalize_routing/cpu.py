@@ -18,6 +18,7 @@ from torch import Tensor
 from npu_lowering.operators.exact import EXACT_K, without_autocast
 from npu_lowering.operators.grouped_matmul_finalize_routing import fractal_nz, native
 from npu_lowering.operators.grouped_matmul_finalize_routing.contract import Problem, check_values
+from npu_lowering.torch_internals import int_mm
 
 # Elements of one block of accumulators; 4 bytes each, and two such blocks are alive at a time.
 _BLOCK = 1 << 22
@@ -149,7 +150,7 @@ def _matmul(x: Tensor, w: Tensor) -> Tensor:
 
 def _matmul_int32(x: Tensor, w: Tensor) -> Tensor:
     if _int_mm_is_exact():
-        return torch._int_mm(x, w)
+        return int_mm(x, w)
     acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int32)
     for first in range(0, x.shape[1], EXACT_K):
         part = slice(first, first + EXACT_K)
@@ -170,7 +171,7 @@ def _int_mm_is_exact() -> bool:
             x = torch.full((rows, 64), a, dtype=torch.int8)
             w = torch.full((64, 32), b, dtype=torch.int8)
             try:
-                acc = torch._int_mm(x, w)
+                acc = int_mm(x, w)
             except (RuntimeError, NotImplementedError):
                 return False
             if not torch.equal(acc, torch.full((rows, 32), 64 * a * b, dtype=torch.int32)):

@@ -1,0 +1,99 @@
+"""Every private name of torch that this package uses, with what it is used for.
+
+When a release of torch moves one of them, this is the one place to look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+
+tree_flatten = torch.utils._pytree.tree_flatten
+"""Leaves and structure of nested lists, tuples and dicts."""
+tree_unflatten = torch.utils._pytree.tree_unflatten
+"""The reverse."""
+
+below_autograd: Any = torch._C._AutoDispatchBelowAutograd
+"""A context in which the dispatcher passes autograd by."""
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether a tensor is a dual one, of forward-mode differentiation."""
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def is_fake(value: object) -> bool:
+    """Whether a value is a tensor of FakeTensorMode."""
+    return isinstance(value, FakeTensor)
+
+
+def is_compiling() -> bool:
+    """Whether Dynamo is tracing the caller."""
+    return bool(torch._dynamo.is_compiling())
+
+
+def allow_in_graph(function: Any) -> Any:
+    """Makes a call of a function one call in Dynamo's graph."""
+    return torch._dynamo.allow_in_graph(function)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keeps autocast from rounding the sums of a matmul to its own dtype."""
+    if device.type == "meta" or not torch._C._is_any_autocast_enabled():
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+# The dispatcher
+
+
+def overloads_of(name: str) -> list[str]:
+    """The overloads of an operator that have a schema; ``""`` is the default one."""
+    return [schema.overload_name for schema in torch._C._jit_get_schemas_for_operator(name)]
+
+
+def operator_names(namespace: str) -> Iterator[str]:
+    """Names, with their overloads, of the operators of a namespace that have a schema."""
+    for name in torch._C._dispatch_get_all_op_names():
+        operator, _, overload = name.partition(".")
+        if operator.startswith(f"{namespace}::") and overload in overloads_of(operator):
+            yield name
+
+
+def has_kernel(name: str, key: str) -> bool:
+    """Whether an operator has a kernel of its own for a dispatch key."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
+
+
+def forget_kernel(name: str, key: str) -> None:
+    """Let a Python kernel be replaced: torch before 2.6 refuses a second one by a table alone."""
+    torch.library._impls.discard(f"{name.replace('::', '/')}/{key}")
+
+
+def destroy(library: torch.library.Library) -> None:
+    """Take back all that a library has put into the dispatcher."""
+    if hasattr(library, "_destroy"):
+        library._destroy()
+    else:  # pragma: no cover -- torch 2.1, where the C++ handle's own destructor does it
+        torch.library._impls.difference_update(library._op_impls)
+        library.m = None
+
+
+def forget_signature(name: str, overload: str) -> None:
+    """FX keeps signatures by name, and whoever defines the operator next may give it another."""
+    cache = getattr(torch.fx.operator_schemas, "_SCHEMA_TO_SIGNATURE_CACHE", {})
+    cache.pop((name, overload), None)
+
+
+def int_mm(x: Tensor, w: Tensor) -> Tensor:
+    """int32 ``x @ w`` of int8 matrices whose rows lie at least their length apart."""
+    return torch._int_mm(x, w)
