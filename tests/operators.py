@@ -36,6 +36,7 @@ class Tested:
         why: why the tolerance is not zero.
         lowered: samples that are lowered; None for all.
         paths: kernel paths by name, each entered as a context.
+        decomposed: whether it has a decomposition.
         undefined: from a call and a result to what of it is defined, where not all of it is.
     """
 
@@ -54,6 +55,7 @@ class Tested:
     paths: Mapping[str, Callable[[], Any]] = field(
         default_factory=lambda: {"only": contextlib.nullcontext}
     )
+    decomposed: bool = True
     undefined: Callable[[Case, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None
 
     @property

@@ -160,7 +160,8 @@ def test_only_converters_and_offdevice_name_torchair():
 
 # torch._check and its kin, and torch._dynamo.reset, are documented.
 PRIVATE = re.compile(
-    r"torch\._(?!check|dynamo\.reset)|torch(\.\w+)+\._|from torch\._|from torch\.\w+\._"
+    r"\btorch\._(?!check|dynamo\.reset|_version__)|torch(\.\w+)+\._"
+    r"|from torch\._|from torch\.\w+\._"
 )
 
 

@@ -14,13 +14,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from npu_lowering import torch_internals
 from npu_lowering.offdevice import probe
 from npu_lowering.offdevice.probe import INSTALL, OffDeviceError
 from npu_lowering.offdevice.standins import load
-from npu_lowering.operators import OPERATORS
-from npu_lowering.operators.operator import NAMESPACE
 
+# Nothing of torch is imported with this module: where that fails, the message is ours.
+_NAMESPACE = "npu"
 _ENGINE = "torchair.core._torchair"
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
@@ -131,7 +130,9 @@ def _operators() -> list[Any]:
     """What torch.ops has handed out for our operators."""
     import torch
 
-    made = vars(getattr(torch.ops, NAMESPACE))
+    from npu_lowering.operators import OPERATORS
+
+    made = vars(getattr(torch.ops, _NAMESPACE))
     packets = dict.fromkeys(operator.packet for operator in OPERATORS)
     return [made[name] for name in packets if name in made]
 
@@ -143,7 +144,7 @@ def _renew(packets: list[Any]) -> None:
     """
     import torch
 
-    namespace = getattr(torch.ops, NAMESPACE)
+    namespace = getattr(torch.ops, _NAMESPACE)
     for old in packets:
         new = getattr(namespace, old.__name__)
         overloads = {name: vars(old)[name] for name in old.overloads() if name in vars(old)}
@@ -168,7 +169,9 @@ def _import(name: str) -> types.ModuleType:
 
 
 def _refuse_other_definitions() -> None:
-    defined = list(torch_internals.operator_names(NAMESPACE))
+    from npu_lowering import torch_internals
+
+    defined = list(torch_internals.operator_names(_NAMESPACE))
     if defined:
         raise OffDeviceError(
             f"{', '.join(sorted(defined))} must not be defined before torch_npu is imported: "

@@ -156,24 +156,13 @@ BY_HAND = [
     ("MoeInitRouting", {"x": F, "row_idx": _row([[0, 2], [1, 3]], torch.int32),
                         "expert_idx": _row([[2, 0], [0, 1]], torch.int32)}, {"active_num": 2},
      (F[[0, 1, 1, 0]], _row([3, 1, 0, 2], torch.int32), _row([0, 0, 1, 2], torch.int32))),
-    ("GroupedMatmul", {"x0": INT.to(torch.int8).t().contiguous(),
-                       "weight0": torch.tensor([[[1], [2]], [[3], [4]]], dtype=torch.int8),
-                       "group_list": _row([2, 3], torch.int64), "scale0": _row([[0.5], [2.0]]),
-                       "per_token_scale": _row([1, 2, 4]), "bias0": torch.empty(0)},
-     {"split_item": 3, "group_type": 0}, _row([[4.5], [8.0], [-120.0]]).int()),
     ("GroupedMatmul", {"x0": F, "weight0": F.t()[None], "group_list": _row([1], torch.int64)},
      {"split_item": 3, "group_type": 0, "group_list_type": 1},
      torch.stack([F[0] @ F.t(), torch.zeros(2)])),
-    ("GroupedMatmul", {"x0": INT.to(torch.int8), "weight0": INT.to(torch.int8)[None],
-                       "group_list": _row([1], torch.int64), "scale0": _row([[0.5, 2.0]])},
-     {"split_item": 3, "group_type": 0, "transpose_weight": True},
-     _row([[7, -48], [0, 0]], torch.int32)),
     ("MoeComputeExpertTokens", {"sorted_experts": _row([0, 0, 1, 3], torch.int32)},
      {"num_experts": 4}, _row([2, 3, 3, 4], torch.int32)),
 ]  # fmt: skip
 
-_GROUPED = {"x0": F, "weight0": F.t()[None], "group_list": _row([2], torch.int64)}
-_GROUPS = {"split_item": 3, "group_type": 0}
 _VIEW = {name: _row([0], torch.int64) for name in ("dst_size", "dst_stride", "dst_storage_offset")}
 
 # type -> inputs, attributes, what the error says: what the definition allows and no kernel does
@@ -183,13 +172,8 @@ REFUSED = [
     ("Bitcast", {"x": INT.to(torch.int8)}, {"type": 3}, r"the last axis of x, \[2, 3\], must"),
     ("ConcatD", {"x0": F, "x1": INT}, {"concat_dim": 0}, "one dtype, got .*float32, .*int64"),
     ("ConcatD", {"x0": F, "x2": F}, {"concat_dim": 0}, "its inputs x0, x1, ... are not given"),
-    ("DynamicQuant", {"x": F, "group_index": INT[0]}, {}, "without group_index"),
-    ("DynamicQuant", {"x": F}, {"dst_type": 4}, "computed here to int8"),
     ("Gather", {"x": F, "indices": F}, {}, "indices must be int32 or int64, got torch.float32"),
     ("Gather", {"x": F, "indices": INT}, {}, "negative_index_support"),
-    ("GroupedMatmul", _GROUPED, {**_GROUPS, "act_type": 1}, "act_type = 1 is not computed"),
-    ("GroupedMatmul", {**_GROUPED, "bias0": F[0]}, _GROUPS, "without bias, offset"),
-    ("GroupedMatmul", {**_GROUPED, "weight1": F.t()[None]}, _GROUPS, "one x, one weight"),
     ("MatMulV2", {"x1": F, "x2": F.t()}, {"offset_x": 1}, "offset_x are not computed here"),
     ("PadV3", {"x": F, "paddings": INT}, {"mode": "symmetric"}, "mode 'symmetric' is not"),
     ("Reshape", {"x": F, "shape": INT}, {"axis": 1}, "a range of axes"),
@@ -207,3 +191,45 @@ REFUSED = [
     ("TransposeD", {"x": F}, {}, "its attribute 'perm' is required"),
     ("ViewCopy", {"dst": F.t(), "src": F, **_VIEW}, {}, r"dst must be contiguous, .* \(1, 3\)"),
 ]  # fmt: skip
+
+# Nodes that write in place -> the input that is written, what each of two nodes in a row writes,
+# attributes, and what the caller's [[0, 1, 2], [3, 4, 5]] holds after both.
+_FIRST, _SECOND = _row([0], torch.int64), _row([1], torch.int64)
+_ONES, _TWOS = torch.ones(1, 3), torch.full((1, 3), 2.0)
+_WHERE = {"indices": _FIRST, "updates": _ONES}, {"indices": _SECOND, "updates": _TWOS}
+_AT = {"indices": _FIRST[None], "updates": _ONES}, {"indices": _SECOND[None], "updates": _TWOS}
+_SET, _ADDED = _row([[1, 1, 1], [2, 2, 2]]), _row([[1, 2, 3], [5, 6, 7]])
+
+
+def _strip(offset, value):
+    return {
+        "dst_size": _row([3], torch.int64), "dst_stride": _row([1], torch.int64),
+        "dst_storage_offset": _row([offset], torch.int64), "src": value,
+        "src_size": _row([3], torch.int64), "src_stride": _row([1], torch.int64),
+        "src_storage_offset": _row([0], torch.int64),
+    }  # fmt: skip
+
+
+CHAINED = {
+    "Assign": ("ref", ({"value": _ADDED}, {"value": _SET}), {}, _SET),
+    "InplaceIndexAdd": (
+        "var",
+        ({"indices": _FIRST.int(), "updates": _ONES}, {"indices": _SECOND.int(), "updates": _TWOS}),
+        {"axis": 0},
+        _ADDED,
+    ),
+    "Scatter": (
+        "var",
+        (
+            {"indices": _row([0, 0], torch.int64), "updates": _row([[7], [8]])},
+            {"indices": _row([1, 2], torch.int64), "updates": _row([[9], [6]])},
+        ),
+        {"axis": 1, "reduce": "update"},
+        _row([[7, 9, 2], [8, 4, 6]]),
+    ),
+    "ScatterAdd": ("var", _WHERE, {}, _ADDED),
+    "ScatterNdAdd": ("var", _AT, {}, _ADDED),
+    "ScatterNdUpdate": ("var", _AT, {}, _SET),
+    "ScatterUpdate": ("var", _WHERE, {}, _SET),
+    "ViewCopy": ("dst", (_strip(0, _ONES[0]), _strip(3, _TWOS[0])), {}, _SET),
+}

@@ -20,7 +20,7 @@ def test_a_machine_without_cann(python, warm):
         "result": "graphs can be lowered on this machine",
     }
     assert f"10 libraries, whole, in {warm}" in lines["stand-ins"]
-    assert "cpu          ours" in output
+    assert "npu_grouped_matmul_finalize_routing  upstream's  ours" in output
     assert "problem" not in errors
 
 
@@ -42,7 +42,7 @@ def test_a_problem_is_named_with_what_to_do(installed, monkeypatch, capsys):
     output, errors = capsys.readouterr()
     state = "torch_npu without CANN" if installed else "without torch_npu"
     assert f"environment:  {state}: the operator runs on CPU" in output
-    assert "schema       " in output
+    assert "npu_grouped_matmul_finalize_routing  " in output
     assert errors == "problem: something is missing; install it\n"
 
 

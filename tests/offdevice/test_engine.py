@@ -7,11 +7,12 @@ import ge_models
 import pytest
 import torch
 from aten_programs import CLOSE, EXACT, LATER, TENSORS
-from kernel_cases import BY_HAND, INT, REFUSED, F
+from kernel_cases import BY_HAND, CHAINED, INT, REFUSED, F
 from versions import TORCH
 
 from npu_lowering.offdevice.engine import kernels, module
 from npu_lowering.offdevice.engine.graph import GraphError
+from npu_lowering.operators import OPERATORS
 
 pytestmark = pytest.mark.usefixtures("torchair")
 
@@ -82,7 +83,7 @@ def test_what_ge_computes_otherwise_is_close_to_eager(torchair, name):
 def test_a_kernel_computes_what_its_definition_says(case):
     op_type, inputs, attrs, expected = case
     before = {name: value.clone() for name, value in inputs.items()}
-    got = kernels.KERNELS[op_type](ge_models.call(op_type, inputs, attrs))
+    got = kernels.KERNELS[op_type].function(ge_models.call(op_type, inputs, attrs))
     expected = (expected,) if isinstance(expected, torch.Tensor) else expected
     got = (got,) if isinstance(got, torch.Tensor) else got
     assert len(got) == len(expected)
@@ -96,7 +97,9 @@ def test_a_kernel_computes_what_its_definition_says(case):
 def test_a_kernel_says_what_it_does_not_compute(case):
     op_type, inputs, attrs, message = case
     with pytest.raises(GraphError, match=message):
-        kernels.KERNELS[op_type](ge_models.call(op_type, inputs, attrs, callers=inputs.values()))
+        kernels.KERNELS[op_type].function(
+            ge_models.call(op_type, inputs, attrs, callers=inputs.values())
+        )
 
 
 def test_every_kernel_is_exercised(swept):
@@ -104,7 +107,44 @@ def test_every_kernel_is_exercised(swept):
     used |= {case[0] for case in BY_HAND}
     used |= {"GroupedMatmulFinalizeRouting", "Gelu", "InplaceIndexAdd", "MatMulV2"}
     lacking = {"SearchSorted"} if TORCH < (2, 6) else set()  # no converter to it
+    # Those of records are exercised in test_operators_lowered.
+    used |= {node.type for operator in OPERATORS for node in operator.nodes}
     assert set(kernels.KERNELS) - used <= lacking
+
+
+def test_every_in_place_kernel_is_chained():
+    records = {node.type for operator in OPERATORS for node in operator.nodes}
+    in_place = {name for name, kernel in kernels.KERNELS.items() if kernel.in_place}
+    assert in_place - records == set(CHAINED)
+
+
+@pytest.mark.usefixtures("torchair")
+@pytest.mark.parametrize("op_type", CHAINED)
+def test_two_writes_in_a_row_reach_the_caller(op_type):
+    """The second node reads what the first gave: that has to be the caller's memory still."""
+    target, writes, attrs, expected = CHAINED[op_type]
+    model = ge_models.Model()
+    model.data(0, F)
+    before = "in0:0"
+    for place, inputs in enumerate(writes):
+        sources = [(target, before)]
+        for name, value in inputs.items():
+            model.const(value, f"{name}{place}")
+            sources.append((name, f"{name}{place}:0"))
+        op = model.op(op_type, f"write{place}", sources)
+        for name, value in attrs.items():
+            if isinstance(value, str):
+                op.attr[name].s = value.encode()
+            else:
+                op.attr[name].i = value
+        before = f"write{place}:0"
+    model.end(before)
+    loaded = _loaded(model)
+    loaded.compile()
+    fed = torch.arange(6.0).reshape(2, 3)
+    (out,) = loaded.run(([fed], [], None))
+    assert torch.equal(fed, expected)
+    assert torch.equal(out, expected)
 
 
 def _moe(w, scale):
@@ -248,7 +288,8 @@ def test_values_are_let_go_after_their_last_use(monkeypatch):
         made.append(weakref.ref(result))
         return result
 
-    monkeypatch.setitem(kernels.KERNELS, "Abs", probe)
+    replaced = {**kernels.KERNELS, "Abs": kernels.Kernel(probe)}
+    monkeypatch.setattr(kernels, "KERNELS", replaced)
     model = ge_models.Model()
     model.data(0, F)
     before = "in0:0"

@@ -11,11 +11,12 @@ from npu_lowering.__main__ import main
 from npu_lowering.offdevice import OffDeviceError
 from npu_lowering.offdevice.process import launcher
 
-EXAMPLES = Path(__file__).parents[3] / "shared" / "spec" / "examples"
+# The interface document's own two scripts.
+EXAMPLES = Path(__file__).parents[1] / "data" / "document"
 
 # The launcher without a device, for what has nothing to do with one.
 BARE = f"""{LIGHT}
-from npu_lowering.offdevice import launcher
+from npu_lowering.offdevice.process import launcher
 launcher.prepare = lambda: sys.meta_path.append(launcher._TensorflowFinder())
 sys.exit(launcher.run(sys.argv[1], sys.argv[2:]))
 """

@@ -334,7 +334,8 @@ def test_starts_that_race(home, start):
 def test_a_start_that_is_killed(written, home, python, load):
     killed = f"""{LIGHT}
 import os, signal
-from npu_lowering.offdevice import cache, probe
+from npu_lowering.offdevice import probe
+from npu_lowering.offdevice.standins import cache
 from npu_lowering.offdevice.standins import load as standins
 fsync, left = os.fsync, iter(range({written}))
 def killing(descriptor):

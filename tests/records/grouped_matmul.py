@@ -90,6 +90,7 @@ TESTED = [
             "long_k": lambda: call(k=3000),
             "large": lambda: call(counts=(30, 17, 53), k=256, n=128),
         },
+        decomposed=False,
         oracle=oracle,
         # TorchAIR's converter refuses float32 of int8, which the kernel computes.
         node=lambda case: None if case.get("output_dtype") == FLOAT32 else "GroupedMatmul",

@@ -55,6 +55,7 @@ TESTED = [
             "no_tokens": lambda: call(shape=(0, 8)),
             "large": lambda: call(shape=(100, 256), k=8),
         },
+        decomposed=False,
         oracle=oracle,
         node="MoeGatingTopKSoftmax",
         attributes=lambda case: {"k": case["k"]},
