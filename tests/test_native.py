@@ -1,6 +1,7 @@
 """The compiled kernel against a loop that a reader can check, bit for bit, on every path here."""
 
 import ctypes
+import importlib.metadata
 import mmap
 import os
 import re
@@ -530,9 +531,9 @@ def test_without_a_library_there_is_no_kernel(monkeypatch):
         native.path()
 
 
-def test_a_library_that_was_not_built_is_not_looked_for_elsewhere(monkeypatch):
+def test_a_library_that_was_not_built_is_not_looked_for_elsewhere(monkeypatch, tmp_path):
     monkeypatch.delenv(native.LIBRARY_VARIABLE, raising=False)
-    monkeypatch.setattr(native.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(native, "_LIBRARY", tmp_path / native._LIBRARY.name)
     assert native._library() is None
 
 
@@ -548,12 +549,56 @@ def test_memory_that_ran_out_is_an_error(monkeypatch):
         native.grouped_matmul_combine(out, **arguments)
 
 
+def _fields(*changes):
+    """native._Call with some (index, field or None) other than they are."""
+    fields = list(native._Call._fields_)
+    for i, field in changes:
+        fields[i : i + 1] = [] if field is None else [field]
+    return type("_Call", (ctypes.Structure,), {"_fields_": fields})
+
+
 @needs_kernel
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([(1, ("out_rows", ctypes.c_int64))], r"out_rows at 8, 8 bytes, got out_row at 8, 8 bytes"),
+        (
+            [(12, ("k", ctypes.c_int64)), (13, ("e", ctypes.c_int64))],  # of one size, swapped
+            r"k at 96, 8 bytes, got e at 96, 8 bytes",
+        ),
+        ([(13, ("k", ctypes.c_int32))], r"k at 104, 4 bytes, got k at 104, 8 bytes"),
+        ([(30, None)], r"its end at 240, got threads at 240, 8 bytes"),
+    ],
+)
 @pytest.mark.usefixtures("use")
-def test_a_library_of_another_version_is_refused(monkeypatch):
-    monkeypatch.setattr(native, "_CALL", native.struct.Struct("=3q"))
-    with pytest.raises(ImportError, match="build it again"):
+def test_a_library_with_another_call_is_refused(monkeypatch, changes, message):
+    monkeypatch.setattr(native, "_Call", _fields(*changes))
+    with pytest.raises(ImportError, match=f"build it again: its call must have {message}"):
         native._library()
+
+
+def test_a_library_that_names_no_fields_is_refused():
+    with pytest.raises(ImportError, match="must have out at 0, 8 bytes, got nothing"):
+        native._check_fields(ctypes.CDLL(None))
+
+
+def test_each_header_is_included_once_by_the_one_source():
+    folder = SOURCE.parent
+    included = re.findall(r'^#include "(.+)"$', SOURCE.read_text(), flags=re.MULTILINE)
+    assert sorted(included) == sorted(file.name for file in folder.glob("*.h"))
+    assert [file for file in folder.iterdir() if file.suffix == ".c"] == [SOURCE]
+    assert not any('#include "' in file.read_text() for file in folder.glob("*.h"))
+
+
+@needs_kernel
+def test_the_library_is_for_any_python():
+    """A file with no tag of an interpreter, in a wheel that has none either."""
+    assert native._LIBRARY.is_file()
+    # A work tree's egg-info, which has none, may be found as well.
+    found = importlib.metadata.distributions(name="npu-lowering")
+    wheels = [wheel for wheel in (each.read_text("WHEEL") for each in found) if wheel]
+    assert len(wheels) == 1
+    assert re.search(r"^Tag: py3-none-(?!any$)", wheels[0], flags=re.MULTILINE), wheels
 
 
 @needs_kernel

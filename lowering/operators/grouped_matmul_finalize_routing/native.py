@@ -1,17 +1,16 @@
 """The compiled kernel behind the CPU path, where one was built and the processor can run it.
 
-The library is C without Python or torch in it (``csrc/grouped_matmul.c``), built as an optional
-extension and called through ctypes, which lets other Python threads run meanwhile. Without it
-everything works, slower.
+The library is C without Python or torch in it (``csrc/grouped_matmul.c``), which setup.py builds
+where there is a compiler, and is called through ctypes, which lets other Python threads run
+meanwhile. Without it everything works, slower.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
+import itertools
 import os
-import struct
 from array import array
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +23,56 @@ VARIABLE = "NPU_LOWERING_KERNEL"
 LIBRARY_VARIABLE = "NPU_LOWERING_LIBRARY"
 PATHS = ("avx512vnni", "avxvnni", "avx2", "neon", "c")
 
-# The fields of call_t in grouped_matmul.c, all of them 64 bits wide.
-_CALL = struct.Struct("=31q")
+# Beside the package's own __init__.py, whether it was installed or is linked from a work tree.
+_LIBRARY = Path(__file__).parents[2] / "libgrouped_matmul.so"
+
+
+class _Call(ctypes.Structure):
+    """call_t of csrc/call.h: the same names in the same order; strides are in elements."""
+
+    _fields_ = (
+        ("out", ctypes.c_void_p),
+        ("out_row", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("x_row", ctypes.c_int64),
+        ("x_col", ctypes.c_int64),
+        ("w", ctypes.c_void_p),
+        ("w_e", ctypes.c_int64),
+        ("w_n1", ctypes.c_int64),
+        ("w_k1", ctypes.c_int64),
+        ("w_i", ctypes.c_int64),
+        ("w_j", ctypes.c_int64),
+        ("ends", ctypes.c_void_p),
+        ("e", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("n", ctypes.c_int64),
+        ("scale", ctypes.c_void_p),
+        ("scale_e", ctypes.c_int64),
+        ("scale_n", ctypes.c_int64),
+        ("scale_bf16", ctypes.c_int64),
+        ("bias", ctypes.c_void_p),
+        ("bias_e", ctypes.c_int64),
+        ("bias_n", ctypes.c_int64),
+        ("bias_bf16", ctypes.c_int64),
+        ("pertoken", ctypes.c_void_p),
+        ("pertoken_step", ctypes.c_int64),
+        ("logit", ctypes.c_void_p),
+        ("logit_step", ctypes.c_int64),
+        ("index", ctypes.c_void_p),
+        ("index_step", ctypes.c_int64),
+        ("index_wide", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+    )
+
+
+class _Field(ctypes.Structure):
+    """field_t of csrc/call.h: a field as the library sees it."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("offset", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+    )
 
 
 class _Kernel(NamedTuple):
@@ -37,25 +84,59 @@ class _Kernel(NamedTuple):
 
 
 def _library() -> ctypes.CDLL | None:
-    """Loads the library, or says None where none was built."""
+    """Loads the library, or says None where none was built.
+
+    Raises:
+        ImportError: the library's call has other fields than :class:`_Call`.
+    """
     file = os.environ.get(LIBRARY_VARIABLE)
     if file is None:
-        spec = importlib.util.find_spec("npu_lowering._grouped_matmul")
-        if spec is None or spec.origin is None:
+        if not _LIBRARY.is_file():
             return None
-        file = spec.origin
+        file = str(_LIBRARY)
     library = ctypes.CDLL(file)
-    library.grouped_matmul_call_bytes.restype = ctypes.c_int64
+    _check_fields(library)
     library.grouped_matmul_path_name.argtypes = [ctypes.c_int64]
     library.grouped_matmul_path_name.restype = ctypes.c_char_p
     library.grouped_matmul_path_runs.argtypes = [ctypes.c_int64]
     library.grouped_matmul_use_threads.argtypes = [ctypes.c_void_p]
     library.grouped_matmul_use_threads.restype = None
-    library.grouped_matmul_combine.argtypes = [ctypes.c_char_p, ctypes.c_int64]
+    library.grouped_matmul_combine.argtypes = [ctypes.POINTER(_Call), ctypes.c_int64]
     library.grouped_matmul_combine.restype = ctypes.c_int
-    if library.grouped_matmul_call_bytes() != _CALL.size:
-        raise ImportError(f"{file} is of another version of npu_lowering: build it again")
     return library
+
+
+def _check_fields(library: ctypes.CDLL) -> None:
+    """Compares the library's call with ours, field by field."""
+    theirs: list[tuple[str, int, int]] = []
+    if hasattr(library, "grouped_matmul_call_fields"):
+        library.grouped_matmul_call_fields.restype = ctypes.POINTER(_Field)
+        for field in library.grouped_matmul_call_fields():
+            theirs.append(
+                ("" if field.name is None else field.name.decode(), field.offset, field.size)
+            )
+            if field.name is None:
+                break
+    ours = [
+        *(
+            (name, getattr(_Call, name).offset, getattr(_Call, name).size)
+            for name, _ in _Call._fields_
+        ),
+        ("", ctypes.sizeof(_Call), 0),  # the table's end
+    ]
+    for expected, got in itertools.zip_longest(ours, theirs):
+        if expected != got:
+            raise ImportError(
+                f"{library._name} is of another version of npu_lowering, build it again: its call "
+                f"must have {_field_text(expected)}, got {_field_text(got)}"
+            )
+
+
+def _field_text(field: tuple[str, int, int] | None) -> str:
+    if field is None:
+        return "nothing"
+    name, offset, size = field
+    return f"{name} at {offset}, {size} bytes" if name else f"its end at {offset}"
 
 
 def _torch_threads() -> ctypes.c_void_p | None:
@@ -151,42 +232,41 @@ def grouped_matmul_combine(
         w_e, w_i, w_j = w.stride()
         w_n1, w_k1 = 32 * w_j, 16 * w_i
     totals = array("q", ends)
-    call = _CALL.pack(
-        out.data_ptr(),
-        n,
-        x.data_ptr(),
-        *x.stride(),
-        w.data_ptr(),
-        w_e,
-        w_n1,
-        w_k1,
-        w_i,
-        w_j,
-        totals.buffer_info()[0],
-        len(ends),
-        k,
-        n,
-        scale.data_ptr(),
-        *scale.stride(),
-        scale.dtype is torch.bfloat16,
-        *_matrix(bias),
-        *_vector(pertoken_scale),
-        *_vector(logit),
-        row_index.data_ptr(),
-        row_index.stride(0),
-        row_index.dtype is torch.int64,
-        torch.get_num_threads(),
+    call = _Call(
+        out=out.data_ptr(),
+        out_row=n,
+        x=x.data_ptr(),
+        x_row=x.stride(0),
+        x_col=x.stride(1),
+        w=w.data_ptr(),
+        w_e=w_e,
+        w_n1=w_n1,
+        w_k1=w_k1,
+        w_i=w_i,
+        w_j=w_j,
+        ends=totals.buffer_info()[0],
+        e=len(ends),
+        k=k,
+        n=n,
+        scale=scale.data_ptr(),
+        scale_e=scale.stride(0),
+        scale_n=scale.stride(1),
+        scale_bf16=scale.dtype is torch.bfloat16,
+        index=row_index.data_ptr(),
+        index_step=row_index.stride(0),
+        index_wide=row_index.dtype is torch.int64,
+        threads=torch.get_num_threads(),
     )
+    # What is not given stays zero, which is a null pointer.
+    if bias is not None:
+        call.bias = bias.data_ptr()
+        call.bias_e, call.bias_n = bias.stride()
+        call.bias_bf16 = bias.dtype is torch.bfloat16
+    if pertoken_scale is not None:
+        call.pertoken = pertoken_scale.data_ptr()
+        call.pertoken_step = pertoken_scale.stride(0)
+    if logit is not None:
+        call.logit = logit.data_ptr()
+        call.logit_step = logit.stride(0)
     if kernel.combine(call, kernel.number):
         raise MemoryError("no memory for the workspace of grouped_matmul_combine")
-
-
-def _matrix(tensor: torch.Tensor | None) -> tuple[int, int, int, int]:
-    if tensor is None:
-        return 0, 0, 0, 0
-    row, column = tensor.stride()
-    return tensor.data_ptr(), row, column, tensor.dtype is torch.bfloat16
-
-
-def _vector(tensor: torch.Tensor | None) -> tuple[int, int]:
-    return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0))
