@@ -104,6 +104,14 @@ def to_nz(w):
     return padded.view(e, -1, 16, n // 32, 32).permute(0, 3, 1, 2, 4).contiguous()
 
 
+def to_lines(w, pad=0):
+    """The same values with k contiguous, and that many bytes between the columns."""
+    e, k, n = w.shape
+    padded = torch.full((e, n, k + pad), 77, dtype=torch.int8)
+    padded[:, :, :k] = w.transpose(1, 2)
+    return padded[:, :, :k].transpose(1, 2)
+
+
 def problem(counts, k, n, *, output_bs=None, tail=0, bias=True, options=True, seed=0):
     """Arguments of the kernel, and what they are added to."""
     g = torch.Generator().manual_seed(seed)
@@ -130,6 +138,16 @@ def check(out, arguments, **instead):
     torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
 
 
+def check_layouts(out, arguments):
+    """The same with the weights in each layout that the kernel knows."""
+    w = arguments["w"]
+    check(out, arguments)
+    check(out, arguments, w=to_lines(w))
+    check(out, arguments, w=to_lines(w, pad=5))
+    if w.shape[2] % 32 == 0:
+        check(out, arguments, w=to_nz(w))
+
+
 # ------------------------------------------------------------------------------------- shapes
 
 
@@ -137,8 +155,7 @@ def check(out, arguments, **instead):
 def test_every_row_count():
     for rows in range(1, 41):
         out, arguments = problem([rows], 68, 96, bias=rows % 2 == 0, seed=rows)
-        check(out, arguments)
-        check(out, arguments, w=to_nz(arguments["w"]))
+        check_layouts(out, arguments)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 127, 129, 131, 260, 1027])
@@ -146,15 +163,14 @@ def test_every_row_count():
 def test_every_kind_of_k(k):
     for rows in (1, 3, 8, 21):
         out, arguments = problem([rows, 2], k, 64, seed=k)
-        check(out, arguments)
-        check(out, arguments, w=to_nz(arguments["w"]))
+        check_layouts(out, arguments)
 
 
 @pytest.mark.usefixtures("path")
 def test_every_n():
     for n in range(1, 101):
         out, arguments = problem([9, 0, 2], 21, n, seed=n)
-        check(out, arguments)
+        check_layouts(out, arguments)
 
 
 @pytest.mark.parametrize("n", [32, 64, 288, 1312])
@@ -162,8 +178,7 @@ def test_every_n():
 def test_wide(n):
     for counts in ([2, 1], [5, 19], [40]):
         out, arguments = problem(counts, 150, n)
-        check(out, arguments)
-        check(out, arguments, w=to_nz(arguments["w"]))
+        check_layouts(out, arguments)
 
 
 @pytest.mark.usefixtures("path")
@@ -184,8 +199,7 @@ def test_extreme_products_are_exact():
         arguments["x"].fill_(a)
         arguments["w"].fill_(b)
         arguments["scale"].fill_(1.0)
-        check(out.zero_(), arguments)
-        check(out, arguments, w=to_nz(arguments["w"]))
+        check_layouts(out.zero_(), arguments)
 
 
 @pytest.mark.usefixtures("path")
@@ -193,7 +207,7 @@ def test_the_largest_k_that_cannot_overflow():
     out, arguments = problem([2], 131071, 32, bias=False)
     arguments["x"].fill_(-128)
     arguments["w"].fill_(-128)
-    check(out, arguments)
+    check_layouts(out, arguments)
 
 
 @pytest.mark.parametrize("given", ["scale", "bias", "pertoken_scale", "logit"])
@@ -310,7 +324,7 @@ def guarded():
     guard.close()
 
 
-@pytest.mark.parametrize("counts", [[1], [3, 2], [8, 19]])
+@pytest.mark.parametrize("counts", [[1], [3, 2], [8, 19], [27]])
 @pytest.mark.parametrize(
     ("k", "n"), [(1, 1), (7, 33), (64, 64), (129, 95), (256, 128), (1030, 353), (1100, 352)]
 )
@@ -329,9 +343,13 @@ def test_nothing_is_touched_past_an_end(guarded, threads, counts, k, n):
     result = guarded(out)
     native.grouped_matmul_combine(result, **placed)
     assert torch.equal(result, expected)
+    w = arguments["w"]
+    others = [guarded(w.transpose(1, 2).contiguous()).transpose(1, 2)]
     if n % 32 == 0:
+        others.append(guarded(to_nz(w)))
+    for other in others:
         result.copy_(out)
-        native.grouped_matmul_combine(result, **{**placed, "w": guarded(to_nz(arguments["w"]))})
+        native.grouped_matmul_combine(result, **{**placed, "w": other})
         assert torch.equal(result, expected)
 
 
@@ -358,9 +376,7 @@ def test_any_number_of_threads_gives_the_same(threads, count, torchs):
         native._library().grouped_matmul_use_threads(None)
     for counts, k, n in (([2, 1, 3], 1539, 360), ([11, 0, 2], 1284, 384), ([50, 3, 30], 256, 544)):
         out, arguments = problem(counts, k, n)
-        check(out, arguments)
-        if n % 32 == 0:
-            check(out, arguments, w=to_nz(arguments["w"]))
+        check_layouts(out, arguments)
 
 
 @pytest.mark.usefixtures("path")

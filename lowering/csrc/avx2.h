@@ -90,7 +90,66 @@ AVX2 static void avx2_packed(int rows, const tile_t *t) {
 
 DIRECT_BY_PACKING(avx2_direct, avx2_pack, avx2_packed, 256, 2, AVX2)
 
+/* Four vectors of partial sums, each summed. */
+AVX2 INLINE __m128i avx2_sums(const __m256i v[4]) {
+    const __m256i s =
+        _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+}
+
+/* Four lines at a time, 16 of k a step. */
+AVX2 INLINE void avx2_lines_tile(const int rows, const lines_t *t) {
+    const int16_t *x = (const int16_t *)t->x;
+    const int64_t whole = t->k / 16 * 16;
+    for (int64_t j = 0; j < t->cols; j += 4) {
+        const int8_t *w[4];
+        __m256i acc[2][4];
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) {
+            w[c] = line_at(t, j + c);
+            acc[0][c] = acc[1][c] = _mm256_setzero_si256();
+        }
+        for (int64_t i = 0; i < whole; i += 16)
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; c++) {
+                const __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w[c] + i)));
+#pragma GCC unroll 2
+                for (int r = 0; r < rows; r++) {
+                    const __m256i a = _mm256_loadu_si256((const void *)(x + r * t->x_row + i));
+                    acc[r][c] = _mm256_add_epi32(acc[r][c], _mm256_madd_epi16(a, b));
+                }
+            }
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            uint32_t rest[4];
+            for (int c = 0; c < 4; c++) {
+                rest[c] = (uint32_t)t->start[r];
+                for (int64_t i = whole; i < t->k; i++)
+                    rest[c] += (uint32_t)(x[r * t->x_row + i] * w[c][i]);
+            }
+            const __m128i sums = _mm_add_epi32(avx2_sums(acc[r]), _mm_loadu_si128((void *)rest));
+            _mm_storeu_si128((void *)(t->acc + r * t->acc_row + j), sums);
+        }
+    }
+}
+
+AVX2 static void avx2_lines(int rows, const lines_t *t) {
+    switch (rows) {
+    case 1: avx2_lines_tile(1, t); break;
+    case 2: avx2_lines_tile(2, t); break;
+    }
+}
+
 FINISH(avx2_finish, AVX2)
 
-static const path_t avx2_path = {"avx2", 2,    0,           1,           256,
-                                 1,      NULL, avx2_direct, avx2_packed, avx2_finish};
+static const path_t avx2_path = {
+    .name = "avx2",
+    .rows = 2,
+    .widen = 1,
+    .quad_bytes = 256,
+    .unpacked = 1,
+    .direct = avx2_direct,
+    .packed = avx2_packed,
+    .lines = avx2_lines,
+    .finish = avx2_finish,
+};

@@ -135,6 +135,3 @@ AVX512 static int32_t avx512_sum(const int8_t *x, int64_t n) {
 }
 
 FINISH(avx512_finish, AVX512)
-
-static const path_t avx512_path = {
-    "avx512vnni", 8, 128, 0, 128, 2, avx512_sum, avx512_direct, avx512_packed, avx512_finish};

@@ -79,9 +79,60 @@ AVXVNNI static int32_t avxvnni_sum(const int8_t *x, int64_t n) {
 
 DIRECT_BY_PACKING(avxvnni_direct, avxvnni_pack, avxvnni_packed, 128, 1, AVXVNNI)
 
+/* Four lines at a time, 32 of k a step. */
+AVXVNNI INLINE void avxvnni_lines_tile(const int rows, const lines_t *t) {
+    const __m256i flip = _mm256_set1_epi8((char)0x80);
+    const int64_t whole = t->k / 32 * 32;
+    for (int64_t j = 0; j < t->cols; j += 4) {
+        const int8_t *w[4];
+        __m256i acc[3][4];
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) {
+            w[c] = line_at(t, j + c);
+            acc[0][c] = acc[1][c] = acc[2][c] = _mm256_setzero_si256();
+        }
+        for (int64_t i = 0; i < whole; i += 32)
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; c++) {
+                const __m256i b =
+                    _mm256_xor_si256(_mm256_loadu_si256((const void *)(w[c] + i)), flip);
+#pragma GCC unroll 3
+                for (int r = 0; r < rows; r++) {
+                    const __m256i a = _mm256_loadu_si256((const void *)(t->x + r * t->x_row + i));
+                    acc[r][c] = DPBUSD(acc[r][c], b, a);
+                }
+            }
+#pragma GCC unroll 3
+        for (int r = 0; r < rows; r++) {
+            uint32_t rest[4];
+            for (int c = 0; c < 4; c++) {
+                rest[c] = (uint32_t)t->start[r];
+                for (int64_t i = whole; i < t->k; i++)
+                    rest[c] += (uint32_t)(t->x[r * t->x_row + i] * (w[c][i] + 128));
+            }
+            const __m128i sums = _mm_add_epi32(avx2_sums(acc[r]), _mm_loadu_si128((void *)rest));
+            _mm_storeu_si128((void *)(t->acc + r * t->acc_row + j), sums);
+        }
+    }
+}
+
+AVXVNNI static void avxvnni_lines(int rows, const lines_t *t) {
+    switch (rows) { ROWS_3(avxvnni_lines_tile, t) }
+}
+
 FINISH(avxvnni_finish, AVXVNNI)
 
 static const path_t avxvnni_path = {
-    "avxvnni", 3, 128, 0, 128, 1, avxvnni_sum, avxvnni_direct, avxvnni_packed, avxvnni_finish};
+    .name = "avxvnni",
+    .rows = 3,
+    .flip = 128,
+    .quad_bytes = 128,
+    .unpacked = 1,
+    .sum = avxvnni_sum,
+    .direct = avxvnni_direct,
+    .packed = avxvnni_packed,
+    .lines = avxvnni_lines,
+    .finish = avxvnni_finish,
+};
 
 #endif

@@ -22,11 +22,9 @@ static void run_group(const worker_t *s, int64_t live, int64_t col, int64_t cols
             const int64_t from = row + rows * b / blocks;
             const int block = (int)(row + rows * (b + 1) / blocks - from);
             tile_t t = {.acc = s->acc, .acc_row = s->acc_row, .start = job->start + from};
-            take_x(s, &t, 0, from, block);
-            /* A large output is far away: have it near when it is wanted. */
-            for (int r = 0; store && r < block; r++)
-                for (int64_t j = 0; j < width; j += 16)
-                    __builtin_prefetch(job->out[from + r] + col + off + j, 1, 2);
+            t.x = take_x(s, 0, from, block, &t.x_row);
+            if (store)
+                ask_for_output(job, from, block, col + off, width);
             if (b && store)
                 packed_block(s, &t, block, panels, b, next);
             else

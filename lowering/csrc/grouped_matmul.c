@@ -19,6 +19,8 @@
  *     contiguous (k, 32) panel; in ND the same panel has its rows n bytes apart. One kernel
  *     serves both. A panel that is neither (the last columns of an ND weight, odd strides) is
  *     copied 128 rows at a time to a scratch buffer that looks like NZ.
+ *   - Where k is contiguous instead (a checkpoint's (e, n, k), transposed) columns are *lines*, and
+ *     dot products go along them as they lie. A group of many rows has them packed first.
  *   - Four k-rows of a panel, a *quad*, are permuted in registers so that each 32-bit lane holds
  *     four successive k of one column, which is what the dot-product instructions take; four
  *     bytes of x are broadcast untouched.
@@ -65,6 +67,7 @@
 #include "portable.h"
 #if defined(__x86_64__)
 #include "avx512vnni.h"
+#include "avx512vnni_lines.h"
 #include "avx2.h"
 #include "avxvnni.h"
 #elif defined(__aarch64__)
@@ -75,6 +78,7 @@
 #include "panels.h"
 #include "columns.h"
 #include "rows.h"
+#include "lines.h"
 #include "threads.h"
 #include "processor.h"
 
@@ -113,16 +117,22 @@ EXPORT void grouped_matmul_use_threads(void *gomp_parallel) {
     parallel = run;
 }
 
+/* Panels to be packed at a time: what half of a small L2 holds. */
+static int64_t packed_panels(const job_t *job) {
+    enum { PACK_BYTES = 256 << 10 };
+    const int64_t fit = PACK_BYTES / job->pack_panel;
+    return least(fit > 0 ? fit : 1, job->task_panels);
+}
+
 /* Adds every row's contribution to out, by the given path, which the processor must have.
  * Returns 0, or -1 if memory ran out. */
 EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
     enum {
-        PACK_BYTES = 256 << 10, /* of packed panels: half of a small L2 */
-        SUM_BYTES = 8 << 20,    /* of a batch's sums */
-        SUMS_SHARE = 64,        /* and no more than this part of its weights' bytes, if it can be */
-        NZ_PANELS = 28,         /* of a task: long streams, yet tasks enough to even out */
-        ND_PANELS = 56,         /* the same: wide, to use what of each page is near */
-        SMALL = 1 << 20,        /* multiplications that are done before another thread wakes */
+        SUM_BYTES = 8 << 20, /* of a batch's sums */
+        SUMS_SHARE = 64,     /* and no more than this part of its weights' bytes, if it can be */
+        NZ_PANELS = 28,      /* of a task: long streams, yet tasks enough to even out */
+        WIDE_PANELS = 56,    /* the same for other layouts: wide, to use what of a page is near */
+        SMALL = 1 << 20,     /* multiplications that are done before another thread wakes */
     };
     const int64_t *ends = c->ends;
     job_t job = {.c = c, .path = paths[path], .rows = ends[c->e - 1]};
@@ -132,6 +142,9 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
     job.panels = over(c->n, PANEL);
     job.in_place = c->w_j == 1 && (c->w_k1 == 16 * c->w_i || c->k <= 16);
     job.nz = job.in_place && c->w_i == PANEL;
+    job.lines = c->w_i == 1 && (c->w_k1 == 16 || c->k <= 16) &&
+                (c->w_n1 == PANEL * c->w_j || c->n <= PANEL) && (c->w_j != 1 || c->n == 1);
+    job.pack_panel = job.quads * job.path->quad_bytes;
     const int64_t threads = job.rows * c->k * c->n < SMALL ? 1 : c->threads;
     void *memory = read_rows(&job);
     if (!memory)
@@ -142,11 +155,17 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
         most = rows > most ? rows : most;
     }
     /* Columns of a task: what suits the layout, evened out over the threads. */
-    const int64_t suits = threads * (job.nz ? NZ_PANELS : ND_PANELS);
+    const int64_t suits = threads * (job.nz ? NZ_PANELS : WIDE_PANELS);
     job.task_panels = over(job.panels, threads * over(job.panels, suits));
     const int64_t tasks = over(job.panels, job.task_panels);
 
-    if (job.in_place && !job.nz && most <= MAX_BLOCKS * job.path->rows) {
+    if (job.lines) {
+        if (job.path->turn && most > job.path->turn_rows) {
+            job.pack_panel = over(c->k, 64) * 16 * job.path->quad_bytes;
+            job.pack_panels = packed_panels(&job);
+        }
+        run_job(&job, run_lines, tasks, threads);
+    } else if (job.in_place && !job.nz && most <= MAX_BLOCKS * job.path->rows) {
         /* Tasks enough to even out, as long as the sums are small beside the weights. */
         const int64_t small = c->k * job.lives / (SUMS_SHARE * 4 * job.rows);
         const int64_t wanted = least(over(16 * threads, job.lives), small > 1 ? small : 1);
@@ -168,10 +187,8 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
         }
         free(job.sums);
     } else {
-        if (job.path->quad_bytes && most > job.path->rows) {
-            const int64_t fit = PACK_BYTES / (job.quads * job.path->quad_bytes);
-            job.pack_panels = least(fit > 0 ? fit : 1, job.task_panels);
-        }
+        if (job.path->quad_bytes && most > job.path->rows)
+            job.pack_panels = packed_panels(&job);
         run_job(&job, run_columns, tasks, threads);
     }
     free(memory);

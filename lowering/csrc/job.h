@@ -10,9 +10,11 @@ typedef struct job {
     int64_t quads;        /* of a panel, the last one filled up with zeros */
     int64_t panels;       /* of n, the last one perhaps not full */
     int64_t task_panels;  /* of a task that is a range of columns */
-    int64_t pack_panels;  /* of those, packed at a time */
+    int64_t pack_panels;  /* of those, packed at a time, */
+    int64_t pack_panel;   /* in so many bytes each */
     int in_place;         /* panels can be read where they are */
     int nz;               /* and are contiguous */
+    int lines;            /* k is contiguous: columns can be read where they are */
     float **out;          /* for each row, its output row, */
     float *p, *logit;     /* its factors, */
     int32_t *start;       /* and its accumulators' first value */
@@ -61,9 +63,8 @@ static void *allocate(const int64_t *sizes, void **pieces, int count) {
     return memory;
 }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static int64_t over(int64_t a, int64_t b) { /* a / b, rounded up */ return (a + b - 1) / b; }
+/* a / b, rounded up. */
+static int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static float load_float(const void *address, int64_t i, int64_t bf16) {
     if (bf16) {
@@ -117,7 +118,7 @@ static int worker_open(worker_t *s, const job_t *job) {
     const int64_t cols = job->task_panels * PANEL;
     s->acc_row = cols + 16; /* off a power of two: rows do not share cache sets */
     const int64_t sizes[] = {
-        job->pack_panels * job->quads * job->path->quad_bytes,
+        job->pack_panels * job->pack_panel,
         MAX_ROWS * s->acc_row * 4,
         MAX_BLOCKS * MAX_ROWS * job->quads * 4 * 2,
         SCRATCH * PANEL,

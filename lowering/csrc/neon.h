@@ -64,7 +64,54 @@ NEON static void neon_packed(int rows, const tile_t *t) {
 
 DIRECT_BY_PACKING(neon_direct, neon_pack, neon_packed, 128, 1, NEON)
 
+/* Four lines at a time, 16 of k a step. */
+NEON INLINE void neon_lines_tile(const int rows, const lines_t *t) {
+    const int64_t whole = t->k / 16 * 16;
+    for (int64_t j = 0; j < t->cols; j += 4) {
+        const int8_t *w[4];
+        int32x4_t acc[3][4];
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) {
+            w[c] = line_at(t, j + c);
+            acc[0][c] = acc[1][c] = acc[2][c] = vdupq_n_s32(0);
+        }
+        for (int64_t i = 0; i < whole; i += 16)
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; c++) {
+                const int8x16_t b = vld1q_s8(w[c] + i);
+#pragma GCC unroll 3
+                for (int r = 0; r < rows; r++)
+                    acc[r][c] = vdotq_s32(acc[r][c], b, vld1q_s8(t->x + r * t->x_row + i));
+            }
+#pragma GCC unroll 3
+        for (int r = 0; r < rows; r++) {
+            uint32_t rest[4];
+            for (int c = 0; c < 4; c++) {
+                rest[c] = (uint32_t)t->start[r];
+                for (int64_t i = whole; i < t->k; i++)
+                    rest[c] += (uint32_t)(t->x[r * t->x_row + i] * w[c][i]);
+            }
+            const int32x4_t sums =
+                vpaddq_s32(vpaddq_s32(acc[r][0], acc[r][1]), vpaddq_s32(acc[r][2], acc[r][3]));
+            vst1q_s32(t->acc + r * t->acc_row + j,
+                      vaddq_s32(sums, vreinterpretq_s32_u32(vld1q_u32(rest))));
+        }
+    }
+}
+
+NEON static void neon_lines(int rows, const lines_t *t) {
+    switch (rows) { ROWS_3(neon_lines_tile, t) }
+}
+
 FINISH(neon_finish, NEON)
 
-static const path_t neon_path = {"neon", 3,    0,           0,           128,
-                                 1,      NULL, neon_direct, neon_packed, neon_finish};
+static const path_t neon_path = {
+    .name = "neon",
+    .rows = 3,
+    .quad_bytes = 128,
+    .unpacked = 1,
+    .direct = neon_direct,
+    .packed = neon_packed,
+    .lines = neon_lines,
+    .finish = neon_finish,
+};

@@ -5,16 +5,16 @@ static const int8_t *panel_at(const call_t *c, int64_t g, int64_t col) {
     return c->w + g * c->w_e + col / PANEL * c->w_n1;
 }
 
-/* Points t at a block of x's rows, copied if they are strided, ragged or wanted as int16; the
- * copies of MAX_BLOCKS blocks can be alive at a time. */
-static void take_x(const worker_t *s, tile_t *t, int64_t block, int64_t row, int rows) {
+/* A block of x's rows and how far apart they are, copied if they are strided, ragged or wanted as
+ * int16; the copies of MAX_BLOCKS blocks can be alive at a time. */
+static const int8_t *take_x(const worker_t *s, int64_t block, int64_t row, int rows,
+                            int64_t *x_row) {
     const job_t *job = s->job;
     const call_t *c = job->c;
     const int8_t *x = c->x + row * c->x_row;
     if (c->x_col == 1 && c->k % 4 == 0 && !job->path->widen) {
-        t->x = x;
-        t->x_row = c->x_row;
-        return;
+        *x_row = c->x_row;
+        return x;
     }
     const int64_t width = 4 * job->quads;
     int8_t *copy = s->x + block * MAX_ROWS * width * 2;
@@ -35,8 +35,8 @@ static void take_x(const worker_t *s, tile_t *t, int64_t block, int64_t row, int
             memset(to + c->k, 0, (size_t)(width - c->k));
         }
     }
-    t->x = copy;
-    t->x_row = width;
+    *x_row = width;
+    return copy;
 }
 
 /* Copies w[g, from:to, col:col+32] to the scratch panel; columns past n and rows past k: zeros. */
@@ -65,7 +65,7 @@ static void direct_block(const worker_t *s, const tile_t *block, int rows, int64
     const call_t *c = job->c;
     const path_t *path = job->path;
     const int x_bytes = path->widen ? 2 : 1;
-    const int64_t pack_panel = store ? job->quads * path->quad_bytes : 0;
+    const int64_t pack_panel = store ? job->pack_panel : 0;
     /* So much is read where it is, and the rest through the scratch panel. */
     const int64_t whole = job->in_place ? least(to, c->k / 4 * 4) : from;
     const int64_t whole_panels = least(panels, (c->n - col) / PANEL);
@@ -110,7 +110,7 @@ static void packed_block(const worker_t *s, const tile_t *block, int rows, int64
     const call_t *c = job->c;
     tile_t t = *block;
     t.pack = s->pack;
-    t.pack_panel = job->quads * job->path->quad_bytes;
+    t.pack_panel = job->pack_panel;
     t.panels = panels;
     t.quads = job->quads;
     if (b <= 2 && job->in_place) {
@@ -144,4 +144,11 @@ static void finish_block(const worker_t *s, const int32_t *sums, int64_t sums_ro
         out[r] = job->out[row + r] + col + off;
     job->path->finish(out, sums, sums_row, rows, cols, s->scale + off,
                       job->c->bias ? s->bias + off : NULL, job->p + row, job->logit + row);
+}
+
+/* A large output is far away: have a block of its rows near when they are wanted. */
+static void ask_for_output(const job_t *job, int64_t row, int rows, int64_t col, int64_t cols) {
+    for (int r = 0; r < rows; r++)
+        for (int64_t j = 0; j < cols; j += 16)
+            __builtin_prefetch(job->out[row + r] + col + j, 1, 2);
 }

@@ -19,6 +19,26 @@ static void c_direct(int rows, const tile_t *t) {
         }
 }
 
+static void c_lines(int rows, const lines_t *t) {
+    for (int64_t j = 0; j < t->cols; j++) {
+        const int8_t *w = line_at(t, j);
+        for (int r = 0; r < rows; r++) {
+            const int8_t *x = t->x + r * t->x_row;
+            uint32_t acc = (uint32_t)t->start[r];
+            for (int64_t i = 0; i < t->k; i++)
+                acc += (uint32_t)(x[i] * w[i]);
+            memcpy(t->acc + r * t->acc_row + j, &acc, sizeof acc);
+        }
+    }
+}
+
 FINISH(c_finish, )
 
-static const path_t c_path = {"c", MAX_ROWS, 0, 0, 0, 1, NULL, c_direct, NULL, c_finish};
+static const path_t c_path = {
+    .name = "c",
+    .rows = MAX_ROWS,
+    .unpacked = 1,
+    .direct = c_direct,
+    .lines = c_lines,
+    .finish = c_finish,
+};

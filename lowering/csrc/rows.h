@@ -21,7 +21,7 @@ static void run_rows(const worker_t *s, int64_t task) {
         from[b] = rows * b / blocks;
     for (int64_t b = 0; b < blocks; b++) {
         t[b] = (tile_t){.acc_row = sums_row};
-        take_x(s, &t[b], b, row + from[b], (int)(from[b + 1] - from[b]));
+        t[b].x = take_x(s, b, row + from[b], (int)(from[b + 1] - from[b]), &t[b].x_row);
     }
     int32_t *sums = job->sums + (slice * job->batch_rows + row - job->first_row) * sums_row;
     for (int64_t k = k0; k < k1; k += step)

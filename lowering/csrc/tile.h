@@ -10,6 +10,7 @@ enum {
     ND_ROWS = 512,    /* k-rows of ND at a time: loading and storing accumulators costs little */
     ND_FEW_ROWS = 16, /* the same for one or two rows of x: few streams through memory */
     ND_RUN = 8,       /* panels of ND at a time: with ND_ROWS, and the next run, in a small L2 */
+    LINES = 128,      /* lines that several blocks of rows read in turn, from L2 */
 };
 
 /* What one kernel call takes: a block of rows against some quads of some panels. */
@@ -30,6 +31,22 @@ typedef struct {
     int64_t next_run, next_step;
 } tile_t;
 
+/* The same for weights with k contiguous: a block of rows against some *lines*, columns of w. */
+typedef struct {
+    int32_t *acc; /* (rows, cols), begun from start and written once; up to 15 more are spoilt */
+    const int32_t *start;
+    int64_t acc_row;
+    const int8_t *x; /* (rows, k), or int16 where the path widens x */
+    int64_t x_row;
+    const int8_t *w; /* lines of k bytes, w_line apart */
+    int64_t w_line;
+    int64_t k, cols;
+    int64_t blocks; /* of rows, which read these lines in turn */
+    /* What to prefetch. Where there is one block: the lines that follow, and after the last of
+     * them those from next on. Else this block's share, from next on, of as much as the lines. */
+    const int8_t *next;
+} lines_t;
+
 typedef struct {
     const char *name;
     int rows;       /* of a block */
@@ -40,6 +57,11 @@ typedef struct {
     int32_t (*sum)(const int8_t *x, int64_t n); /* wanted where flip is */
     void (*direct)(int rows, const tile_t *t);  /* from w, storing to pack if not null */
     void (*packed)(int rows, const tile_t *t);
+    void (*lines)(int rows, const lines_t *t);
+    /* Packs cols of 32 lines, and zeros for the others, whole 64s of k: for groups of more than
+     * turn_rows rows. Null if lines do for any number of rows. */
+    void (*turn)(int8_t *pack, const int8_t *w, int64_t w_line, int64_t k, int64_t cols);
+    int64_t turn_rows;
     void (*finish)(float *const *out, const int32_t *acc, int64_t acc_row, int64_t rows,
                    int64_t cols, const float *scale, const float *bias, const float *p,
                    const float *logit);
@@ -74,6 +96,13 @@ INLINE void finish_body(float *const *out, const int32_t *acc, int64_t acc_row, 
                                  const float *bias, const float *p, const float *logit) {          \
         finish_body(out, acc, acc_row, rows, cols, scale, bias, p, logit);                         \
     }
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Line j of those that t has, the last one again past their end. */
+INLINE const int8_t *line_at(const lines_t *t, int64_t j) {
+    return t->w + least(j, t->cols - 1) * t->w_line;
+}
 
 /* Calls a kernel with its number of rows as a constant, so that accumulators are registers. */
 #define ROWS_3(tile, ...)                                                                          \
