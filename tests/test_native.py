@@ -181,6 +181,15 @@ def test_wide(n):
         check_layouts(out, arguments)
 
 
+@pytest.mark.parametrize("n", [1024, 4096, 4160])
+@pytest.mark.usefixtures("path")
+def test_rows_that_share_sets_of_a_cache(n):
+    """Their steps depend on the largest power of two that divides a row's bytes."""
+    for rows in (4, 7, 20):
+        out, arguments = problem([rows], 700, n)
+        check(out, arguments)
+
+
 @pytest.mark.usefixtures("path")
 def test_groups_without_rows_and_no_rows_at_all():
     out, arguments = problem([0, 3, 0, 0, 17, 0], 40, 40)

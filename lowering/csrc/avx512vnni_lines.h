@@ -1,11 +1,5 @@
 /* x86-64 with AVX-512 VNNI, weights with k contiguous: dot products along k. Ends its path. */
 
-/*
- * The instruction itself, its accumulator in place: of the intrinsic GCC 12 makes copies where
- * there are many accumulators, and halves the speed.
- */
-#define DOT(acc, w, x) __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x))
-
 /* Sums of neighbours, of two vectors each; after both, a lane holds one sum of each of four. */
 AVX512 INLINE __m512i avx512_pairs(__m512i a, __m512i b) {
     return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
@@ -185,46 +179,52 @@ AVX512 static void avx512_lines(int rows, const lines_t *t) {
 }
 
 /* 16 x 16 dwords at a time are turned round: a dword is four of k of one line. */
-AVX512 static void avx512_turn(int8_t *pack, const int8_t *w, int64_t w_line, int64_t k,
-                               int64_t cols) {
-    const __m512i flip = _mm512_set1_epi8((char)0x80);
-    for (int64_t i = 0; i < k; i += 64, pack += 16 * 4 * PANEL) {
-        const __mmask64 mask = k - i >= 64 ? ~0ull : (1ull << (k - i)) - 1;
-        for (int half = 0; half < 2; half++) {
-            __m512i a[16], b[16];
+AVX512 INLINE void avx512_turn_some(int8_t *pack, const int8_t *w, int64_t w_line, __mmask64 mask,
+                                    int64_t cols) {
+    for (int half = 0; half < 2; half++) {
+        __m512i a[16], b[16];
 #pragma GCC unroll 16
-            for (int c = 0; c < 16; c++) {
-                const int64_t line = 16 * half + c;
-                const __mmask64 there = line < cols ? mask : 0;
-                a[c] =
-                    _mm512_xor_si512(flip, _mm512_maskz_loadu_epi8(there, w + line * w_line + i));
-            }
+        for (int c = 0; c < 16; c++) {
+            const int64_t line = 16 * half + c;
+            a[c] = _mm512_xor_si512(
+                avx512_some(cols == PANEL || line < cols ? mask : 0, w + line * w_line),
+                _mm512_set1_epi8((char)0x80));
+        }
 #pragma GCC unroll 4
-            for (int q = 0; q < 16; q += 4) {
-                const __m512i low0 = _mm512_unpacklo_epi32(a[q], a[q + 1]);
-                const __m512i high0 = _mm512_unpackhi_epi32(a[q], a[q + 1]);
-                const __m512i low1 = _mm512_unpacklo_epi32(a[q + 2], a[q + 3]);
-                const __m512i high1 = _mm512_unpackhi_epi32(a[q + 2], a[q + 3]);
-                b[q] = _mm512_unpacklo_epi64(low0, low1);
-                b[q + 1] = _mm512_unpackhi_epi64(low0, low1);
-                b[q + 2] = _mm512_unpacklo_epi64(high0, high1);
-                b[q + 3] = _mm512_unpackhi_epi64(high0, high1);
-            }
-            /* Lane l of b[q + d] is dword 4 * l + d of lines q to q + 3. */
+        for (int q = 0; q < 16; q += 4) {
+            const __m512i low0 = _mm512_unpacklo_epi32(a[q], a[q + 1]);
+            const __m512i high0 = _mm512_unpackhi_epi32(a[q], a[q + 1]);
+            const __m512i low1 = _mm512_unpacklo_epi32(a[q + 2], a[q + 3]);
+            const __m512i high1 = _mm512_unpackhi_epi32(a[q + 2], a[q + 3]);
+            b[q] = _mm512_unpacklo_epi64(low0, low1);
+            b[q + 1] = _mm512_unpackhi_epi64(low0, low1);
+            b[q + 2] = _mm512_unpacklo_epi64(high0, high1);
+            b[q + 3] = _mm512_unpackhi_epi64(high0, high1);
+        }
+        /* Lane l of b[q + d] is dword 4 * l + d of lines q to q + 3. */
 #pragma GCC unroll 4
-            for (int d = 0; d < 4; d++) {
-                const __m512i low0 = _mm512_shuffle_i32x4(b[d], b[4 + d], 0x44);
-                const __m512i low1 = _mm512_shuffle_i32x4(b[8 + d], b[12 + d], 0x44);
-                const __m512i high0 = _mm512_shuffle_i32x4(b[d], b[4 + d], 0xee);
-                const __m512i high1 = _mm512_shuffle_i32x4(b[8 + d], b[12 + d], 0xee);
-                int8_t *to = pack + 64 * half + 128 * d;
-                _mm512_storeu_si512(to, _mm512_shuffle_i32x4(low0, low1, 0x88));
-                _mm512_storeu_si512(to + 4 * 128, _mm512_shuffle_i32x4(low0, low1, 0xdd));
-                _mm512_storeu_si512(to + 8 * 128, _mm512_shuffle_i32x4(high0, high1, 0x88));
-                _mm512_storeu_si512(to + 12 * 128, _mm512_shuffle_i32x4(high0, high1, 0xdd));
-            }
+        for (int d = 0; d < 4; d++) {
+            const __m512i low0 = _mm512_shuffle_i32x4(b[d], b[4 + d], 0x44);
+            const __m512i low1 = _mm512_shuffle_i32x4(b[8 + d], b[12 + d], 0x44);
+            const __m512i high0 = _mm512_shuffle_i32x4(b[d], b[4 + d], 0xee);
+            const __m512i high1 = _mm512_shuffle_i32x4(b[8 + d], b[12 + d], 0xee);
+            int8_t *to = pack + 64 * half + 128 * d;
+            _mm512_storeu_si512(to, _mm512_shuffle_i32x4(low0, low1, 0x88));
+            _mm512_storeu_si512(to + 4 * 128, _mm512_shuffle_i32x4(low0, low1, 0xdd));
+            _mm512_storeu_si512(to + 8 * 128, _mm512_shuffle_i32x4(high0, high1, 0x88));
+            _mm512_storeu_si512(to + 12 * 128, _mm512_shuffle_i32x4(high0, high1, 0xdd));
         }
     }
+}
+
+AVX512 static void avx512_turn(int8_t *pack, const int8_t *w, int64_t w_line, int64_t k,
+                               int64_t cols) {
+    int64_t i = 0;
+    if (cols >= PANEL)
+        for (; i + 64 <= k; i += 64, pack += 16 * 4 * PANEL)
+            avx512_turn_some(pack, w + i, w_line, ~0ull, PANEL);
+    for (; i < k; i += 64, pack += 16 * 4 * PANEL)
+        avx512_turn_some(pack, w + i, w_line, k - i >= 64 ? ~0ull : (1ull << (k - i)) - 1, cols);
 }
 
 static const path_t avx512_path = {
@@ -236,6 +236,9 @@ static const path_t avx512_path = {
     .sum = avx512_sum,
     .direct = avx512_direct,
     .packed = avx512_packed,
+    .strip = avx512_strip,
+    .order = avx512_order,
+    .strip_rows = 5,
     .lines = avx512_lines,
     .turn = avx512_turn,
     .turn_rows = 24,

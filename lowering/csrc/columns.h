@@ -23,12 +23,15 @@ static void run_group(const worker_t *s, int64_t live, int64_t col, int64_t cols
             const int block = (int)(row + rows * (b + 1) / blocks - from);
             tile_t t = {.acc = s->acc, .acc_row = s->acc_row, .start = job->start + from};
             t.x = take_x(s, 0, from, block, &t.x_row);
-            if (store)
+            if (store) {
+                t.pack = s->pack;
+                t.pack_panel = job->pack_panel;
                 ask_for_output(job, from, block, col + off, width);
+            }
             if (b && store)
                 packed_block(s, &t, block, panels, b, next);
             else
-                direct_block(s, &t, block, g, col + off, panels, 0, c->k, store);
+                direct_block(s, &t, block, g, col + off, panels, 0, c->k);
             finish_block(s, s->acc, s->acc_row, from, block, col, off, width);
         }
     }

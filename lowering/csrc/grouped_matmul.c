@@ -27,6 +27,8 @@
  *   - A group of few rows streams the weights through registers, once, or, being two blocks of
  *     rows, twice. A larger group stores the permuted quads as its first block passes, and the
  *     other blocks read those.
+ *   - ND of few rows is read in whole k-rows, strips of them, by tasks that are ranges of k: so
+ *     its memory is one stream.
  *   - Accumulators live in a small buffer in L1 between kernel and dequantisation, so the latter
  *     is plain C that each path compiles for itself, and output rows are touched in wide runs.
  *
@@ -67,6 +69,7 @@
 #include "portable.h"
 #if defined(__x86_64__)
 #include "avx512vnni.h"
+#include "avx512vnni_strip.h"
 #include "avx512vnni_lines.h"
 #include "avx2.h"
 #include "avxvnni.h"
@@ -173,6 +176,10 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
         job.slices = over(c->k, job.slice_k);
         const int64_t row_bytes = job.slices * job.panels * PANEL * 4;
         const int64_t room = SUM_BYTES / row_bytes > most ? SUM_BYTES / row_bytes : most;
+        if (job.path->quad_bytes && most > job.path->rows) {
+            job.pack_panel = RUN_BYTES;
+            job.pack_panels = 1;
+        }
         job.sums = malloc((size_t)(least(room, job.rows) * row_bytes));
         job.failed = !job.sums;
         for (; job.first < job.lives && !job.failed; job.first = job.last) {

@@ -42,36 +42,45 @@ static const int8_t *take_x(const worker_t *s, int64_t block, int64_t row, int r
 /* Copies w[g, from:to, col:col+32] to the scratch panel; columns past n and rows past k: zeros. */
 static void take_panel(const worker_t *s, int64_t g, int64_t col, int64_t from, int64_t to) {
     const call_t *c = s->job->c;
-    const int64_t last = to < c->k ? to : c->k;
-    const int64_t cols = c->n - col < PANEL ? c->n - col : PANEL;
-    const int8_t *w = panel_at(c, g, col);
+    const int64_t last = least(to, c->k), cols = least(c->n - col, PANEL);
     memset(s->panel, 0, (size_t)((to - from) * PANEL));
-    for (int64_t i = from; i < last; i++) {
-        const int8_t *row = w + i / 16 * c->w_k1 + i % 16 * c->w_i;
-        int8_t *dest = s->panel + (i - from) * PANEL;
-        for (int64_t j = 0; j < cols; j++)
-            dest[j] = row[j * c->w_j];
+    /* Sixteen rows at a time at most: so many lie at one stride. */
+    for (int64_t k0 = from, k1; k0 < last; k0 = k1) {
+        k1 = least((k0 / 16 + 1) * 16, last);
+        const int8_t *w = panel_at(c, g, col) + k0 / 16 * c->w_k1 + k0 % 16 * c->w_i;
+        int8_t *to_row = s->panel + (k0 - from) * PANEL;
+        if (c->w_i < c->w_j)
+            for (int64_t j = 0; j < cols; j++)
+                for (int64_t i = 0; i < k1 - k0; i++)
+                    to_row[i * PANEL + j] = w[i * c->w_i + j * c->w_j];
+        else
+            for (int64_t i = 0; i < k1 - k0; i++, w += c->w_i, to_row += PANEL) {
+                __builtin_prefetch(w + c->w_n1, 0, 2); /* the next panel's */
+                if (c->w_j == 1 && cols == PANEL)
+                    memcpy(to_row, w, PANEL);
+                else
+                    for (int64_t j = 0; j < cols; j++)
+                        to_row[j] = w[j * c->w_j];
+            }
     }
 }
 
 /*
- * A block of rows against k-rows [from, to) of panels from col on, straight from the weights. ND
- * has what it reads next prefetched: block->next, in runs as long as its own, or, if that is null,
- * the k-rows that follow.
+ * A block of rows against k-rows [from, to) of panels from col on, straight from the weights,
+ * storing to block->pack if not null. ND has what it reads next prefetched: block->next, in runs
+ * as long as its own, or, if that is null, the k-rows that follow.
  */
 static void direct_block(const worker_t *s, const tile_t *block, int rows, int64_t g, int64_t col,
-                         int64_t panels, int64_t from, int64_t to, int store) {
+                         int64_t panels, int64_t from, int64_t to) {
     const job_t *job = s->job;
     const call_t *c = job->c;
     const path_t *path = job->path;
     const int x_bytes = path->widen ? 2 : 1;
-    const int64_t pack_panel = store ? job->pack_panel : 0;
     /* So much is read where it is, and the rest through the scratch panel. */
     const int64_t whole = job->in_place ? least(to, c->k / 4 * 4) : from;
     const int64_t whole_panels = least(panels, (c->n - col) / PANEL);
     const int64_t k_step = job->nz ? c->k : ND_ROWS;
     tile_t t = *block;
-    t.pack_panel = pack_panel;
     t.w_row = c->w_i;
     t.w_panel = c->w_n1;
     t.panels = whole_panels;
@@ -82,7 +91,7 @@ static void direct_block(const worker_t *s, const tile_t *block, int rows, int64
         t.start = k0 == from ? block->start : NULL;
         t.w = panel_at(c, g, col) + k0 * c->w_i;
         t.next = block->next ? block->next : t.w + k_step * c->w_i;
-        t.pack = store ? s->pack + k0 / 4 * path->quad_bytes : NULL;
+        t.pack = block->pack ? block->pack + (k0 - from) / 4 * path->quad_bytes : NULL;
         path->direct(rows, &t);
     }
     t.w = s->panel;
@@ -97,7 +106,9 @@ static void direct_block(const worker_t *s, const tile_t *block, int rows, int64
             take_panel(s, g, col + p * PANEL, k0, k0 + 4 * t.quads);
             t.x = block->x + k0 * x_bytes;
             t.start = k0 == from ? block->start : NULL;
-            t.pack = store ? s->pack + p * pack_panel + k0 / 4 * path->quad_bytes : NULL;
+            t.pack = block->pack
+                         ? block->pack + p * block->pack_panel + (k0 - from) / 4 * path->quad_bytes
+                         : NULL;
             path->direct(rows, &t);
         }
     }
@@ -109,8 +120,6 @@ static void packed_block(const worker_t *s, const tile_t *block, int rows, int64
     const job_t *job = s->job;
     const call_t *c = job->c;
     tile_t t = *block;
-    t.pack = s->pack;
-    t.pack_panel = job->pack_panel;
     t.panels = panels;
     t.quads = job->quads;
     if (b <= 2 && job->in_place) {

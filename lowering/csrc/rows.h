@@ -4,36 +4,109 @@
  * batch of groups is multiplied first, a task being a group or some of its k-rows, and is
  * combined then, a task being a range of columns.
  */
+
+/*
+ * k-rows at a time. Loading and storing accumulators costs little where they are many, but rows a
+ * multiple of a large power of two apart share sets of L2: half of the ways of a small one are
+ * enough. Rows few, the fewer the better: few streams through memory.
+ */
+static int64_t nd_step(const call_t *c, int few) {
+    enum { LEAST = 64, MOST = 512, WAY = 128 << 10, WAYS = 4 };
+    if (few)
+        return STRIP;
+    int64_t apart = c->w_i & -c->w_i;
+    if (apart == 0 || apart > WAY)
+        apart = WAY;
+    const int64_t fit = WAYS * (WAY / apart);
+    return fit < LEAST ? LEAST : least(fit, MOST);
+}
+
+/* Some k-rows of one group, of one block of rows, by strips: whole rows, in order. */
+static void run_strips(const worker_t *s, const tile_t *block, int rows, int64_t g, int64_t k0,
+                       int64_t k1) {
+    const job_t *job = s->job;
+    const call_t *c = job->c;
+    const int64_t cols = c->n / 64 * 64, panels = cols / PANEL;
+    tile_t t = *block;
+    int64_t k = k0;
+    for (; k + STRIP <= k1; k += STRIP) {
+        t.x = block->x + k;
+        t.w = panel_at(c, g, 0) + k * c->w_i;
+        t.w_row = c->w_i;
+        t.panels = panels;
+        t.next = t.w + STRIP * c->w_i;
+        t.next_run = cols;
+        job->path->strip(rows, &t);
+        if (panels < job->panels) { /* what is left of n, while its rows are near */
+            tile_t rest = t;
+            rest.x = block->x;
+            rest.acc += cols;
+            direct_block(s, &rest, rows, g, cols, job->panels - panels, k, k + STRIP);
+        }
+        t.start = NULL;
+    }
+    if (k > k0)
+        for (int r = 0; r < rows; r++)
+            job->path->order(t.acc + r * t.acc_row, cols);
+    if (k < k1) {
+        t.x = block->x;
+        t.next = NULL;
+        direct_block(s, &t, rows, g, 0, job->panels, k, k1);
+    }
+}
+
 static void run_rows(const worker_t *s, int64_t task) {
     static const int32_t zeros[MAX_ROWS];
     const job_t *job = s->job;
     const call_t *c = job->c;
+    const path_t *path = job->path;
     const int64_t slice = task % job->slices, k0 = slice * job->slice_k;
     const int64_t k1 = least(k0 + job->slice_k, c->k);
     const int64_t g = job->live[job->first + task / job->slices], row = first_row(job, g);
-    const int64_t rows = first_row(job, g + 1) - row, blocks = over(rows, job->path->rows);
-    const int64_t sums_row = job->panels * PANEL;
-    const int64_t step = rows <= 2 ? ND_FEW_ROWS : ND_ROWS;
-    const int64_t run = rows <= 2 ? job->panels : least(ND_RUN, job->panels);
+    const int64_t rows = first_row(job, g + 1) - row, blocks = over(rows, path->rows);
     tile_t t[MAX_BLOCKS];
     int64_t from[MAX_BLOCKS + 1];
+    int32_t *sums =
+        job->sums + (slice * job->batch_rows + row - job->first_row) * job->panels * PANEL;
     for (int64_t b = 0; b <= blocks; b++)
         from[b] = rows * b / blocks;
     for (int64_t b = 0; b < blocks; b++) {
-        t[b] = (tile_t){.acc_row = sums_row};
+        t[b] = (tile_t){.acc = sums + from[b] * job->panels * PANEL,
+                        .acc_row = job->panels * PANEL,
+                        .start = slice ? zeros : job->start + row + from[b]};
         t[b].x = take_x(s, b, row + from[b], (int)(from[b + 1] - from[b]), &t[b].x_row);
     }
-    int32_t *sums = job->sums + (slice * job->batch_rows + row - job->first_row) * sums_row;
+    if (path->strip && rows <= path->strip_rows && c->w_n1 == PANEL) {
+        run_strips(s, t, (int)rows, g, k0, k1);
+        return;
+    }
+    const int store = blocks > 1 && path->quad_bytes;
+    const int64_t step = nd_step(c, rows <= least(path->rows, ND_FEW_ROWS));
+    const int64_t pack_panel = step / 4 * path->quad_bytes;
+    const int64_t run =
+        step == STRIP ? job->panels : RUN_BYTES / (store ? pack_panel : step * PANEL);
     for (int64_t k = k0; k < k1; k += step)
         for (int64_t p = 0; p < job->panels; p += run) {
-            const int8_t *next = p + run < job->panels ? panel_at(c, g, (p + run) * PANEL)
-                                                       : panel_at(c, g, 0) + step * c->w_i;
+            const int64_t end = least(k + step, k1), panels = least(run, job->panels - p);
             for (int64_t b = 0; b < blocks; b++) {
-                t[b].acc = sums + from[b] * sums_row + p * PANEL;
-                t[b].start = k > k0 ? NULL : slice ? zeros : job->start + row + from[b];
-                t[b].next = next + k * c->w_i;
-                direct_block(s, &t[b], (int)(from[b + 1] - from[b]), g, p * PANEL,
-                             least(run, job->panels - p), k, least(k + step, k1), 0);
+                tile_t part = t[b];
+                part.acc += p * PANEL;
+                part.start = k > k0 ? NULL : t[b].start;
+                part.pack = store ? s->pack : NULL;
+                part.pack_panel = pack_panel;
+                if (b == 0 || !store) {
+                    part.next = p + run < job->panels
+                                    ? panel_at(c, g, (p + run) * PANEL) + k * c->w_i
+                                    : panel_at(c, g, 0) + (k + step) * c->w_i;
+                    direct_block(s, &part, (int)(from[b + 1] - from[b]), g, p * PANEL, panels, k,
+                                 end);
+                } else {
+                    part.x += k * (path->widen ? 2 : 1);
+                    part.panels = panels;
+                    part.quads = over(end - k, 4);
+                    part.next = s->pack; /* nothing: the first block has asked */
+                    path->packed((int)(from[b + 1] - from[b]), &part);
+                }
             }
         }
 }

@@ -3,14 +3,15 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    PANEL = 32,       /* columns of a panel: FRACTAL_NZ's inner dimension for int8 */
-    MAX_ROWS = 8,     /* rows of a block, at most, over all paths */
-    MAX_BLOCKS = 3,   /* of a group whose ND weights are read in whole rows */
-    SCRATCH = 128,    /* k-rows copied at a time where a panel cannot be read in place */
-    ND_ROWS = 512,    /* k-rows of ND at a time: loading and storing accumulators costs little */
-    ND_FEW_ROWS = 16, /* the same for one or two rows of x: few streams through memory */
-    ND_RUN = 8,       /* panels of ND at a time: with ND_ROWS, and the next run, in a small L2 */
-    LINES = 128,      /* lines that several blocks of rows read in turn, from L2 */
+    PANEL = 32,            /* columns of a panel: FRACTAL_NZ's inner dimension for int8 */
+    MAX_ROWS = 8,          /* rows of a block, at most, over all paths */
+    MAX_BLOCKS = 3,        /* of a group whose ND weights are read in whole rows */
+    SCRATCH = 128,         /* k-rows copied at a time where a panel cannot be read in place */
+    ND_ROWS = 512,         /* k-rows of ND at a time, where a task is a range of columns */
+    ND_FEW_ROWS = 4,       /* of a group, up to which k-rows are read by strips */
+    STRIP = 16,            /* k-rows of a strip */
+    RUN_BYTES = 128 << 10, /* of ND that rows of more are read in, next to the next in a small L2 */
+    LINES = 128,           /* lines that several blocks of rows read in turn, from L2 */
 };
 
 /* What one kernel call takes: a block of rows against some quads of some panels. */
@@ -57,6 +58,11 @@ typedef struct {
     int32_t (*sum)(const int8_t *x, int64_t n); /* wanted where flip is */
     void (*direct)(int rows, const tile_t *t);  /* from w, storing to pack if not null */
     void (*packed)(int rows, const tile_t *t);
+    /* The strip's k-rows from w, and its prefetches: pairs of panels, next to each other. Sums of
+     * 64 columns are left in an order of its own, until order is called. Null if there is none. */
+    void (*strip)(int rows, const tile_t *t);
+    void (*order)(int32_t *acc, int64_t cols);
+    int64_t strip_rows; /* of a group, at most */
     void (*lines)(int rows, const lines_t *t);
     /* Packs cols of 32 lines, and zeros for the others, whole 64s of k: for groups of more than
      * turn_rows rows. Null if lines do for any number of rows. */
