@@ -254,8 +254,16 @@ def test_one_output_row_takes_every_row_in_order():
 
 def _spread(tensor, dim=-1):
     """The same values, every second element of memory along dim."""
-    wide = torch.repeat_interleave(tensor, 2, dim)
-    return wide[(slice(None),) * (dim % tensor.dim()) + (slice(None, None, 2),)]
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    back = [order.index(i) for i in range(tensor.dim())]
+    laid_out = tensor.permute(order).contiguous()
+    wide = torch.repeat_interleave(laid_out, 2, back[dim])
+    return wide[(slice(None),) * back[dim] + (slice(None, None, 2),)].permute(back)
+
+
+def _lay_out(tensor, order):
+    """The same values with dimensions in memory in that order, the last one contiguous."""
+    return tensor.permute(order).contiguous().permute([order.index(i) for i in range(len(order))])
 
 
 def _unaligned(tensor):
@@ -282,6 +290,11 @@ def _unaligned(tensor):
         lambda a: {"w": _spread(to_nz(a["w"]), 2)},
         lambda a: {"w": _spread(to_nz(a["w"]), 1)},
         lambda a: {"w": _spread(to_nz(a["w"]), 0)},
+        lambda a: {"w": _lay_out(to_nz(a["w"]), (0, 1, 2, 4, 3))},
+        lambda a: {"w": _lay_out(to_nz(a["w"]), (0, 1, 4, 2, 3))},
+        lambda a: {"w": _spread(_lay_out(to_nz(a["w"]), (0, 1, 4, 2, 3)), 1)},
+        lambda a: {"w": _unaligned(to_lines(a["w"]).transpose(1, 2)).transpose(1, 2)},
+        lambda a: {"w": _spread(to_lines(a["w"]).transpose(1, 2)).transpose(1, 2)},
     ],
 )
 @pytest.mark.parametrize("k", [18, 272])
