@@ -36,6 +36,16 @@ def is_fake(value: object) -> bool:
     return isinstance(value, FakeTensor)
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has memory, and what is done with it is done at once and not recorded."""
+    return (
+        not is_compiling()
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and torch._C._has_storage(tensor)
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
 def is_compiling() -> bool:
     """Whether Dynamo is tracing the caller."""
     return bool(torch._dynamo.is_compiling())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npu_lowering.operators import huge_pages
 from npu_lowering.operators.checking import check_choice
 from npu_lowering.operators.operator import Derivative, Operator, public
 
@@ -106,6 +107,12 @@ def run(cast: FormatCast) -> Tensor:
     return cast.input.clone()
 
 
+def on_cpu(cast: FormatCast) -> Tensor:
+    """The copy, on huge pages where the system has them: it is of weights, as a rule."""
+    like = torch.empty_like(cast.input, device="meta")
+    return huge_pages.empty_strided(like.size(), like.stride(), dtype=like.dtype).copy_(cast.input)
+
+
 def _backward(
     op: Any,  # noqa: ARG001 -- a formula's signature
     cast: FormatCast,  # noqa: ARG001
@@ -121,7 +128,7 @@ OPERATOR = Operator(
     check=check,
     returns="Tensor",
     fake=fake,
-    cpu=run,
+    cpu=on_cpu,
     portable=run,
     decomposition=run,
     derivative=Derivative(inputs=("input",), backward=_backward),

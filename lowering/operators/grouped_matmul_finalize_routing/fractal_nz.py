@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from npu_lowering import torch_internals
+from npu_lowering.operators import huge_pages
+
 K0 = 16
 N0 = 32
 
@@ -22,7 +25,8 @@ def to_fractal_nz(w: Tensor) -> Tensor:
             makes its n larger.
 
     Returns:
-        ``(e, ceil(n/32), ceil(k/16), 16, 32)``, contiguous, of the dtype of w.
+        ``(e, ceil(n/32), ceil(k/16), 16, 32)``, contiguous, of the dtype of w. On the CPU it lies
+        on huge pages where the system has them (:mod:`npu_lowering.operators.huge_pages`).
 
     Raises:
         TypeError: w is not int8. Other widths have tiles of another size.
@@ -33,7 +37,11 @@ def to_fractal_nz(w: Tensor) -> Tensor:
     e, k, n = w.shape
     padded = torch.nn.functional.pad(w, (0, -n % N0, 0, -k % K0))
     tiles = padded.reshape(e, -(-k // K0), K0, -(-n // N0), N0)
-    return tiles.permute(0, 3, 1, 2, 4).contiguous()
+    tiles = tiles.permute(0, 3, 1, 2, 4)
+    if not torch_internals.is_plain(w) or w.device.type != "cpu":
+        return tiles.contiguous()
+    like = torch.empty(tiles.shape, dtype=w.dtype, device="meta")
+    return huge_pages.empty_strided(like.size(), like.stride(), dtype=w.dtype).copy_(tiles)
 
 
 def from_fractal_nz(w5: Tensor, k: int | None = None) -> Tensor:
