@@ -37,14 +37,12 @@ class Wheels:
         torch_npu: Folder of the package.
         torch_version: For example ``2.13.0+cpu``.
         torch_npu_version: For example ``2.13.0`` or ``2.1.0.post17``.
-        cuda: The CUDA release torch was built for, or None for a CPU build.
     """
 
     torch: Path
     torch_npu: Path
     torch_version: str
     torch_npu_version: str
-    cuda: str | None
 
 
 def real_cann() -> str | None:
@@ -74,13 +72,7 @@ def find_wheels() -> Wheels:
     if torch is None or torch_npu is None:
         missing = "torch" if torch is None else "torch_npu"
         raise OffDeviceError(f"{missing} is not installed; run: {INSTALL}")
-    wheels = Wheels(
-        torch,
-        torch_npu,
-        *_torch_version(torch)[:1],
-        _version_of("torch_npu"),
-        _torch_version(torch)[1],
-    )
+    wheels = Wheels(torch, torch_npu, _torch_version(torch), _version_of("torch_npu"))
     _check_versions(wheels)
     lacking = [name for module, name in _IMPORTS.items() if not _is_installed(module)]
     if lacking:
@@ -117,19 +109,12 @@ def _version_of(distribution: str) -> str:
         ) from error
 
 
-def _torch_version(torch: Path) -> tuple[str, str | None]:
-    """``__version__`` and ``cuda`` of torch/version.py, read and not run."""
-    values: dict[str, object] = {}
+def _torch_version(torch: Path) -> str:
+    """``__version__`` of torch/version.py, read and not run."""
     for node in ast.parse((torch / "version.py").read_text()).body:
-        targets = node.targets if isinstance(node, ast.Assign) else ()
-        if isinstance(node, ast.AnnAssign):
-            targets = [node.target]
-        for target in targets:
-            value = getattr(node, "value", None)
-            if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
-                values[target.id] = value.value
-    cuda = values.get("cuda")
-    return str(values.get("__version__")), None if cuda is None else str(cuda)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return str(ast.literal_eval(node.value))
+    return "unknown"
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -151,18 +136,12 @@ def _check_versions(wheels: Wheels) -> None:
             f"{'.'.join(map(str, wanted))}, but torch {wheels.torch_version} is installed; "
             f"install the pair of one release, for example: {INSTALL}"
         )
-    if found >= (2, 10) and wheels.cuda is not None:
-        raise OffDeviceError(
-            f"torch {wheels.torch_version} is a build for CUDA {wheels.cuda}; from torch 2.10 on "
-            "torch_npu ends the process beside one (both claim one allocator). Install the CPU "
-            "build of the same release, from PyTorch's index of CPU wheels"
-        )
 
 
 def versions() -> tuple[str | None, str | None]:
     """The versions of torch and torch_npu, None for what is not installed; nothing is checked."""
     torch, torch_npu = package_folder("torch"), package_folder("torch_npu")
     return (
-        _torch_version(torch)[0] if torch else None,
+        _torch_version(torch) if torch else None,
         _version_of("torch_npu") if torch_npu else None,
     )

@@ -7,13 +7,21 @@ import struct
 import pytest
 
 from npu_lowering.offdevice.standins import bodies, elf, machine_code
-from npu_lowering.offdevice.standins.machine_code import Return, ReturnText, Stop, StoreZero
+from npu_lowering.offdevice.standins.machine_code import (
+    Return,
+    ReturnData,
+    ReturnText,
+    Stop,
+    StoreZero,
+)
 
 BODIES = {
     "answer": Return(207000),
     "minus": Return(-1),
     "null": Return(0),
     "count": StoreZero(),
+    "list": ReturnData(struct.pack("<QQ3s", 0, 5, b"abc"), ((0, 16),)),
+    "zeros": ReturnData(bytes(8)),
     "message": ReturnText("no device"),
     "stop": Stop("this cannot be done"),
 }
@@ -22,7 +30,7 @@ ON_X86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="runs mach
 
 def library(machine, parts=BODIES):
     code = machine_code.assemble(machine, parts)
-    return elf.write(machine, "libparts.so", code.text, code.symbols)
+    return elf.write(machine, "libparts.so", code.text, code.symbols, code.data, code.pointers)
 
 
 @pytest.fixture(params=elf.MACHINES)
@@ -49,8 +57,9 @@ def test_reads_a_library_of_torch(found):
     assert not read.undefined & read.defined
 
 
-def test_no_segment_is_both_writable_and_executable(machine):
-    image = library(machine)
+@pytest.mark.parametrize("parts", [BODIES, {"answer": Return(1)}], ids=["data", "none"])
+def test_no_segment_is_both_writable_and_executable(machine, parts):
+    image = library(machine, parts)
     offset, size, count = (
         struct.unpack_from("<Q", image, 32)[0],
         *struct.unpack_from("<HH", image, 54),
@@ -68,7 +77,8 @@ def test_no_segment_is_both_writable_and_executable(machine):
     (stack,) = [segment for segment in segments if segment[0] == 0x6474E551]
     assert stack[1] == 6  # the stack is not executable
     (dynamic,) = [segment for segment in segments if segment[0] == 2]
-    assert dynamic[2:4] == loaded[1][2:4]
+    assert dynamic[2] + dynamic[5] == loaded[1][2] + loaded[1][5]
+    assert dynamic[2] >= loaded[1][2]
 
 
 def test_every_symbol_is_found_through_the_hash_table(machine):
@@ -110,6 +120,13 @@ def test_aarch64_instructions():
     # movz x0, #0x2898; movk x0, #3, lsl 16; ret: 207000 is 0x32898
     assert words("answer") == (0xD2851300, 0xF2A00060, 0xD65F03C0)
     assert words("count") == (0xB900001F, 0xD2800000, 0xD65F03C0)
+    adr, ret = words("zeros")
+    assert ret == 0xD65F03C0
+    assert adr & 0x9F00001F == 0x10000000  # adr x0
+    distance = (adr >> 5 & 0x7FFFF) << 2 | adr >> 29 & 3
+    # Behind the code, on the next page of 64 KiB, and behind the 19 bytes of the other data.
+    assert code.symbols["zeros"][0] + distance == 0x10000 + 32
+    assert code.data[32:] == bytes(16)
     adr, length, branch = words("stop")
     assert length == 0xD2800000 | 20 << 5 | 2  # movz x2, #20
     offset = code.symbols["stop"][0]
@@ -138,13 +155,19 @@ library = ctypes.CDLL({str(path)!r})
 library.null.restype = ctypes.c_void_p
 library.message.restype = ctypes.c_char_p
 number = ctypes.c_uint32(7)
+for name in ("list", "zeros"):
+    getattr(library, name).restype = ctypes.POINTER(ctypes.c_uint64)
+pointer, five = library.list()[:2]
+print(ctypes.string_at(pointer), five, pointer - ctypes.addressof(library.list().contents))
+library.zeros()[0] += 7
+print(library.zeros()[0])
 print(library.answer(), library.minus(), library.null(), library.count(ctypes.byref(number)))
 print(number.value, library.message().decode(), flush=True)
 library.stop()
 print("not reached")
 """
     output, errors = python("-c", program, code=-signal.SIGABRT)
-    assert output == "207000 -1 None 0\n0 no device\n"
+    assert output == "b'abc' 5 16\n7\n207000 -1 None 0\n0 no device\n"
     assert errors == "this cannot be done\n"
 
 

@@ -15,17 +15,20 @@ from pathlib import Path
 
 MACHINES = {"x86_64": 62, "aarch64": 183}
 _PAGE = {"x86_64": 0x1000, "aarch64": 0x10000}
+_RELATIVE = {"x86_64": 8, "aarch64": 1027}  # relocation: the load address plus the addend
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _SYM = struct.Struct("<IBBHQQ")
+_RELA = struct.Struct("<QQq")
 _DYN = struct.Struct("<qQ")
 
 _ET_DYN = 3
 _PT_LOAD, _PT_DYNAMIC, _PT_GNU_STACK = 1, 2, 0x6474E551
 _SHT_DYNAMIC, _SHT_DYNSYM = 6, 11
 _DT_NEEDED, _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT = 1, 4, 5, 6, 10, 11
+_DT_RELA, _DT_RELASZ, _DT_RELAENT = 7, 8, 9
 _DT_SONAME, _DT_RPATH, _DT_RUNPATH = 14, 15, 29
 _STB_GLOBAL = 1
 _STT_FUNC = 2
@@ -120,18 +123,32 @@ def _string(table: bytes, offset: int) -> str:
     return table[offset : table.index(b"\0", offset)].decode()
 
 
-def write(machine: str, soname: str, text: bytes, symbols: Mapping[str, tuple[int, int]]) -> bytes:
+def distance_to_data(machine: str, text: int) -> int:
+    """How far behind the first byte of ``text`` bytes of code :func:`write` puts data."""
+    return _align(text, _PAGE[machine])
+
+
+def write(
+    machine: str,
+    soname: str,
+    text: bytes,
+    symbols: Mapping[str, tuple[int, int]],
+    data: bytes = b"",
+    pointers: Mapping[int, int] | None = None,
+) -> bytes:
     """Make an ELF64 shared object that defines functions, and needs nothing.
 
     Two segments are loaded: one that is read and executed and never written (headers, symbols,
-    code), and one that is written and never executed (the dynamic section, in which the loader
-    puts addresses).
+    code), and one that is written and never executed (data, and the dynamic section, in which the
+    loader puts addresses).
 
     Args:
         machine: ``x86_64`` or ``aarch64``.
         soname: The name by which the loader knows the object once it is loaded.
         text: Position-independent machine code, and the data that it reads.
         symbols: For each function its offset in ``text`` and its size, in bytes.
+        data: What the code may write to, :func:`distance_to_data` behind it.
+        pointers: For each offset in ``data`` that is to hold an address, the offset that it is of.
 
     Returns:
         The bytes of the file; the same for the same arguments.
@@ -150,18 +167,25 @@ def write(machine: str, soname: str, text: bytes, symbols: Mapping[str, tuple[in
     names = sorted(symbols)
     names_at = [intern(name) for name in names]
 
+    pointers = pointers or {}
     dynsym_at = _EHDR.size + 4 * _PHDR.size
-    hash_at = dynsym_at + _SYM.size * (len(names) + 1)
+    rela_at = dynsym_at + _SYM.size * (len(names) + 1)
+    hash_at = rela_at + _RELA.size * len(pointers)
     table = _hash_table(names)
     dynstr_at = hash_at + len(table)
-    text_at = _align(dynstr_at + len(strings), 16)
-    dynamic_at = _align(text_at + len(text), page)
+    text_at = _align(dynstr_at + len(strings), page if data else 16)
+    data_at = _align(text_at + len(text), page)
+    dynamic_at = _align(data_at + len(data), 16)
 
     dynsym = bytearray(_SYM.size)
     for name, name_at in zip(names, names_at):
         offset, size = symbols[name]
         info = _STB_GLOBAL << 4 | _STT_FUNC
         dynsym += _SYM.pack(name_at, info, 0, _TEXT_SECTION, text_at + offset, size)
+    rela = b"".join(
+        _RELA.pack(data_at + at, _RELATIVE[machine], data_at + to)
+        for at, to in sorted(pointers.items())
+    )
     dynamic = b"".join(
         _DYN.pack(tag, value)
         for tag, value in (
@@ -171,11 +195,14 @@ def write(machine: str, soname: str, text: bytes, symbols: Mapping[str, tuple[in
             (_DT_SYMTAB, dynsym_at),
             (_DT_STRSZ, len(strings)),
             (_DT_SYMENT, _SYM.size),
+            (_DT_RELA, rela_at),
+            (_DT_RELASZ, len(rela)),
+            (_DT_RELAENT, _RELA.size),
             (0, 0),
         )
     )
     # Sections are for tools (readelf, a debugger, the reader above); the loader ignores them.
-    section_names = b"\0.dynsym\0.dynstr\0.hash\0.text\0.dynamic\0.shstrtab\0"
+    section_names = b"\0.dynsym\0.dynstr\0.hash\0.text\0.dynamic\0.rela.dyn\0.data\0.shstrtab\0"
     names_offset = dynamic_at + len(dynamic)
     headers_at = _align(names_offset + len(section_names), 8)
     sections = (
@@ -184,6 +211,8 @@ def write(machine: str, soname: str, text: bytes, symbols: Mapping[str, tuple[in
         (".hash", 5, 2, hash_at, len(table), 1, 0, 4),
         (".text", 1, 6, text_at, len(text), 0, 0, 0),
         (".dynamic", _SHT_DYNAMIC, 3, dynamic_at, len(dynamic), 2, 0, _DYN.size),
+        (".rela.dyn", 4, 2, rela_at, len(rela), 1, 0, _RELA.size),
+        (".data", 1, 3, data_at, len(data), 0, 0, 0),
         (".shstrtab", 3, 0, names_offset, len(section_names), 0, 0, 0),
     )
     header = _EHDR.pack(
@@ -203,9 +232,10 @@ def write(machine: str, soname: str, text: bytes, symbols: Mapping[str, tuple[in
         len(sections),
     )
     end = text_at + len(text)
+    writable = dynamic_at + len(dynamic) - data_at
     programs = (
         _PHDR.pack(_PT_LOAD, _PF_R | _PF_X, 0, 0, 0, end, end, page)
-        + _PHDR.pack(_PT_LOAD, _PF_R | _PF_W, *[dynamic_at] * 3, len(dynamic), len(dynamic), page)
+        + _PHDR.pack(_PT_LOAD, _PF_R | _PF_W, *[data_at] * 3, writable, writable, page)
         + _PHDR.pack(_PT_DYNAMIC, _PF_R | _PF_W, *[dynamic_at] * 3, len(dynamic), len(dynamic), 8)
         + _PHDR.pack(_PT_GNU_STACK, _PF_R | _PF_W, 0, 0, 0, 0, 0, 16)
     )
@@ -213,9 +243,11 @@ def write(machine: str, soname: str, text: bytes, symbols: Mapping[str, tuple[in
     for offset, part in (
         (0, header + programs),
         (dynsym_at, dynsym),
+        (rela_at, rela),
         (hash_at, table),
         (dynstr_at, strings),
         (text_at, text),
+        (data_at, data),
         (dynamic_at, dynamic),
         (names_offset, section_names),
     ):

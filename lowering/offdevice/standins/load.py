@@ -20,11 +20,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from npu_lowering.offdevice.probe import MARK, OffDeviceError, Wheels, real_cann
-from npu_lowering.offdevice.standins import bodies, cache, elf, machine_code
+from npu_lowering.offdevice.standins import allocator, bodies, cache, elf, machine_code
+from npu_lowering.offdevice.standins.machine_code import Body
 from npu_lowering.version import __version__
 
 # Raise it when the same wheels are to get other stand-ins.
-_GENERATION = 2
+_GENERATION = 3
 # All functions are in this one: names are looked up in every library that is loaded globally.
 _FUNCTIONS = "libascendcl.so"
 # torch_npu 2.1 loads it by name at import, so its libraries do not list it.
@@ -48,6 +49,9 @@ class StandIns:
 
 def load(wheels: Wheels) -> StandIns:
     """Load the stand-ins into the process, writing them first where that is needed.
+
+    What torch_npu needs beside a build of torch for an accelerator is loaded only where torch has
+    been: before, torch would bind to it as well.
 
     Raises:
         OffDeviceError: They cannot be computed, written or loaded, or a real CANN is there.
@@ -109,6 +113,8 @@ def _load_temporary(wheels: Wheels, reason: str) -> StandIns:
 
 def _load(libraries: Iterable[Path]) -> None:
     for library in libraries:
+        if library.name == allocator.NAME and "torch" not in sys.modules:
+            continue
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
 
 
@@ -123,7 +129,10 @@ def _folder(wheels: Wheels) -> Path:
         [str(wheels.torch), str(wheels.torch_npu)],
         [
             (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-            for path in sorted(wheels.torch_npu.glob("lib/*.so"))
+            for path in [
+                *sorted(wheels.torch_npu.glob("lib/*.so")),
+                *allocator.accelerators(wheels),
+            ]
         ],
     ]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
@@ -139,19 +148,23 @@ def build(wheels: Wheels) -> dict[str, bytes]:
     machine = platform.machine()
     try:
         names, symbols = missing(wheels)
+        beside = allocator.FUNCTIONS if allocator.is_needed(wheels) else {}
     except (elf.ElfError, OSError) as error:
         raise OffDeviceError(
             f"a library of the installed torch or torch_npu cannot be read: {error}. Install it "
             "again"
         ) from error
-    code = machine_code.assemble(
-        machine, {symbol: bodies.body_of(symbol) for symbol in [*symbols, MARK]}
-    )
-    mark = machine_code.assemble(machine, {MARK: bodies.body_of(MARK)})
+    mark = {MARK: bodies.body_of(MARK)}
+    parts: dict[str, dict[str, Body]] = dict.fromkeys([*names, _LOADED_BY_NAME], mark)
+    parts[_FUNCTIONS] = {**mark, **{symbol: bodies.body_of(symbol) for symbol in symbols}}
+    if beside:
+        parts[allocator.NAME] = {**mark, **beside}
     libraries = {}
-    for name in sorted({*names, _FUNCTIONS, _LOADED_BY_NAME}):
-        part = code if name == _FUNCTIONS else mark
-        libraries[name] = elf.write(machine, name, part.text, part.symbols)
+    for name in sorted(parts):
+        code = machine_code.assemble(machine, parts[name])
+        libraries[name] = elf.write(
+            machine, name, code.text, code.symbols, code.data, code.pointers
+        )
     return libraries
 
 
