@@ -1,5 +1,6 @@
 """Environments other than the one of CI: ``nox -s versions``, ``nox -s "versions(2.1.0)"``."""
 
+import runpy
 import shutil
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -8,25 +9,9 @@ from pathlib import Path
 import nox
 
 TESTS = ("graphviz", "hypothesis", "pytest", "pytest-xdist", "scipy")
-# What torch_npu imports and does not declare; pkg_resources left setuptools with 81.
-TORCHAIR = ("packaging", "protobuf", "pyyaml", "setuptools<81")
-# torch and the torch_npu of its release; the oldest are CUDA builds of 5 GB.
-PAIRS = {
-    "2.1.0": "2.1.0.post17",
-    "2.3.1": "2.3.1.post6",
-    "2.4.0": "2.4.0.post4",
-    "2.5.1": "2.5.1.post1",
-    "2.6.0": "2.6.0.post5",
-    "2.7.1": "2.7.1.post11",
-    "2.8.0": "2.8.0.post5",
-    "2.9.0": "2.9.0.post9",
-    "2.10.0": "2.10.0.post7",
-    "2.11.0": "2.11.0.post3",
-    "2.12.0": "2.12.0.post3",
-    "2.13.0": "2.13.0",
-    "2.13.0 alone": None,
-    "2.14.0": "2.14.0",
-}
+# What is advised to users, which is plain Python: torch and the torch_npu of its release.
+ADVICE = runpy.run_path(str(Path(__file__).parent / "lowering" / "errors.py"))
+PAIRS = {**ADVICE["PAIRS"], "2.13.0 alone": None}
 
 NOT_FINISHED = "<testsuites />"
 
@@ -56,8 +41,8 @@ def versions(session, pair):
 
 def _install(session, torch, torch_npu):
     """Nothing of it is kept in pip's cache, which would double the gigabytes."""
-    numpy = "numpy<2" if torch.startswith("2.1.") else "numpy"
-    session.install("--no-cache-dir", f"torch=={torch}", numpy, *TESTS, *TORCHAIR)
+    beside = ADVICE["requirements"](torch).values()
+    session.install("--no-cache-dir", f"torch=={torch}", *beside, *TESTS)
     if torch_npu is not None:
         session.install("--no-cache-dir", "--no-deps", f"torch_npu=={torch_npu}")
     session.install("--no-deps", ".")

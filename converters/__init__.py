@@ -16,8 +16,8 @@ from npu_lowering.registration import is_defined
 
 _INSTALL = (
     "npu_lowering.converters needs TorchAIR, which is part of torch_npu, and it is not importable "
-    "({error}). On a device import torch_npu first. Elsewhere pip install 'npu-lowering[offdevice]'"
-    " and call npu_lowering.offdevice.install() first."
+    "({error}). On a device import torch_npu first. Elsewhere call npu_lowering.offdevice.install()"
+    " first, which says what is not installed."
 )
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from npu_lowering.offdevice import OffDeviceError
+from npu_lowering.errors import OffDeviceError
 from npu_lowering.version import __version__
 
 
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         default="graph.html",
         help="what to write, %(default)s if not given: .html needs nothing to be drawn or read, "
         ".dot is text for Graphviz, .svg and .png are drawn by it (pip install "
-        "'npu-lowering[graph]', and its program dot)",
+        "graphviz, and its program dot)",
     )
     graph.add_argument(
         "--all",

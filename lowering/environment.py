@@ -7,9 +7,11 @@ every installed backend. So this has to be asked, and answered, before torch is 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import itertools
 import os
 import sys
+import types
+from collections.abc import Sequence
 
 NO_TORCH_NPU = 1
 """torch_npu is not installed: the operator is defined by this package."""
@@ -21,9 +23,46 @@ NO_CANN = 3
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 
+def find(name: str) -> str | None:
+    """The file of a module that could be imported, which it is not; None where there is none.
+
+    Unlike importlib.util.find_spec it is not content with what stands in sys.modules: tests put
+    objects of their own there. Nor is a folder without __init__.py a module.
+    """
+    path: Sequence[str] | None = None
+    spec = None
+    for part in itertools.accumulate(name.split("."), "{}.{}".format):
+        finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        specs = (finder.find_spec(part, path) for finder in finders)
+        spec = next((each for each in specs if each is not None), None)
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations
+    return spec.origin if spec is not None else None
+
+
 def is_installed() -> bool:
     """Whether torch_npu can be found; it is not imported."""
-    return "torch_npu" in sys.modules or importlib.util.find_spec("torch_npu") is not None
+    return _is_imported() or find("torch_npu") is not None
+
+
+def _is_imported() -> bool:
+    # Its library is loaded, and its __init__ has come to an end.
+    return _is_of_a_file("torch_npu._C") and isinstance(
+        getattr(sys.modules.get("torch_npu"), "__version__", None), str
+    )
+
+
+def _is_of_a_file(name: str) -> bool:
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    return isinstance(module, types.ModuleType) and isinstance(file, str)
+
+
+def stub() -> str | None:
+    """What stands for torch_npu in sys.modules without being it, as tests do; None if nothing."""
+    module = sys.modules.get("torch_npu")
+    return None if module is None or _is_of_a_file("torch_npu") else repr(module)
 
 
 def has_cann() -> bool:
@@ -53,6 +92,6 @@ def keep_torch_importable() -> None:
 
 def current() -> int:
     """The state this process is in: one of the three constants of this module."""
-    if getattr(sys.modules.get("torch_npu"), "__version__", None) is not None:
+    if _is_imported():
         return ATTACHED
     return NO_CANN if is_installed() else NO_TORCH_NPU

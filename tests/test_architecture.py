@@ -22,6 +22,7 @@ def of_fused(*names):
 ARROWS = {
     "version": (),
     "environment": (),
+    "errors": (),
     "torch_internals": (),
     "operators.operator": (),
     "operators.checking": ("operators.operator",),
@@ -54,11 +55,12 @@ ARROWS = {
     "registration": ("environment", "operators", "torch_internals"),
     "state": ("environment", "operators", "registration", "version"),
     "converters": ("limits", "operators", "registration"),
-    "offdevice.probe": (),
-    "offdevice.standins": ("offdevice.probe", "version"),
+    "offdevice.probe": ("environment", "errors"),
+    "offdevice.standins": ("errors", "offdevice.probe", "version"),
     "offdevice.engine": ("operators",),
-    "offdevice.picture": ("offdevice.engine", "offdevice.probe", "offdevice.process"),
+    "offdevice.picture": ("errors", "offdevice.engine", "offdevice.probe", "offdevice.process"),
     "offdevice.bring_up": (
+        "errors",
         "operators",
         "registration",
         "torch_internals",
@@ -69,14 +71,16 @@ ARROWS = {
     "offdevice.process": ("offdevice", "offdevice.bring_up", "offdevice.engine"),
     "offdevice.doctor": (
         "",
+        "environment",
+        "errors",
         "offdevice.bring_up",
         "offdevice.probe",
         "offdevice.standins",
         "version",
     ),
-    "offdevice": ("offdevice.bring_up", "offdevice.engine", "offdevice.probe"),
+    "offdevice": ("errors", "offdevice.bring_up", "offdevice.engine"),
     "": ("comparison", "limits", "moe_routing", "operators", "registration", "state", "version"),
-    "__main__": ("offdevice", "version"),
+    "__main__": ("errors", "offdevice", "version"),
 }
 
 

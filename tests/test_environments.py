@@ -110,6 +110,30 @@ else:
     run_python(program)
 
 
+STUBS = {
+    "mock": "from unittest import mock; stub = mock.MagicMock(); stub.__version__ = '2.13.0'",
+    "module": "import types; stub = types.ModuleType('torch_npu'); stub.__version__ = '2.13.0'",
+    "its parts": "import types; from unittest import mock; stub = types.ModuleType('torch_npu'); "
+    "stub.__version__ = '2.13.0'; sys.modules['torch_npu._C'] = stub._C = mock.MagicMock()",
+}
+
+
+@pytest.mark.parametrize("stub", STUBS.values(), ids=STUBS)
+@pytest.mark.parametrize("hide", ["", HIDE], ids=["installed", "not installed"])
+def test_a_stub_is_no_torch_npu(run_python, stub, hide):
+    """Tests for machines without an NPU put one into sys.modules."""
+    program = f"import sys; {stub}; sys.modules['torch_npu'] = stub\n"
+    expected = 3 if HAS_TORCH_NPU and not hide else 1
+    check = f"assert status.environment == {expected}, status"
+    run_python(f"{hide}\n{program}" + OURS + WORKS + check)
+
+
+def test_a_folder_of_its_name_is_no_torch_npu(run_python, tmp_path):
+    (tmp_path / "torch_npu").mkdir()
+    expected = 3 if HAS_TORCH_NPU else 1
+    run_python(OURS + WORKS + f"assert status.environment == {expected}, status")
+
+
 def test_importing_twice_reloading_and_a_second_copy(run_python):
     program = """
 import importlib, sys

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from npu_lowering.errors import OffDeviceError
 from npu_lowering.offdevice.bring_up import install, is_installed
-from npu_lowering.offdevice.probe import OffDeviceError
 
 if TYPE_CHECKING:
     from npu_lowering.offdevice.engine.recorder import last_graph as last_graph

@@ -14,8 +14,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from npu_lowering import errors
+from npu_lowering.errors import OffDeviceError
 from npu_lowering.offdevice import probe
-from npu_lowering.offdevice.probe import INSTALL, OffDeviceError
 from npu_lowering.offdevice.standins import load
 
 # Nothing of torch is imported with this module: where that fails, the message is ours.
@@ -161,11 +162,7 @@ def _import(name: str) -> types.ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("npu_lowering", "torch_npu"):
             raise
-        lacking = "setuptools<81" if error.name == "pkg_resources" else error.name
-        raise OffDeviceError(
-            f"{name} needs the module {error.name}, not installed here; run: "
-            f"pip install '{lacking}' (all it needs at once: {INSTALL})"
-        ) from error
+        raise OffDeviceError(f"{name} needs {errors.module(error.name)}") from error
 
 
 def _refuse_other_definitions() -> None:

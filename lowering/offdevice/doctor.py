@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 import sys
 
+from npu_lowering.errors import OffDeviceError
 from npu_lowering.offdevice import probe
 from npu_lowering.offdevice.bring_up import install
-from npu_lowering.offdevice.probe import OffDeviceError
 from npu_lowering.offdevice.standins import load
 from npu_lowering.version import __version__
 

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import ctypes
 import dataclasses
 import importlib.metadata
-import importlib.util
 import platform
 import sys
 from pathlib import Path
 
-INSTALL = "pip install 'npu-lowering[offdevice]'"
+from npu_lowering import environment, errors
+from npu_lowering.errors import OffDeviceError, release
+
 # A symbol that each stand-in library defines, and no library of CANN does.
 MARK = "npu_lowering_stand_in"
 MACHINES = ("x86_64", "aarch64")
-# What TorchAIR or torch_npu imports, and the distribution that has it.
-_IMPORTS = {
-    "google.protobuf": "protobuf",
-    "packaging": "packaging",
-    "numpy": "numpy",
-    "yaml": "pyyaml",
-}
-
-
-class OffDeviceError(RuntimeError):
-    """TorchAIR cannot be brought up on this machine; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,44 +59,65 @@ def find_wheels() -> Wheels:
         )
     if sys.maxsize < 1 << 32:
         raise OffDeviceError("off-device lowering needs a 64-bit Python, this one has 32 bits")
-    torch, torch_npu = package_folder("torch"), package_folder("torch_npu")
-    if torch is None or torch_npu is None:
-        missing = "torch" if torch is None else "torch_npu"
-        raise OffDeviceError(f"{missing} is not installed; run: {INSTALL}")
-    wheels = Wheels(torch, torch_npu, _torch_version(torch), _version_of("torch_npu"))
-    _check_versions(wheels)
-    lacking = [name for module, name in _IMPORTS.items() if not _is_installed(module)]
-    if lacking:
-        raise OffDeviceError(
-            f"TorchAIR needs {' and '.join(lacking)}, not installed here; run: {INSTALL}"
-        )
+    torch = package_folder("torch")
+    if torch is None:
+        raise OffDeviceError(f"torch is not installed; run: {errors.recipe()}")
+    version = _torch_version(torch)
+    needed = errors.requirements(version)
+    missing = [module for module in needed if environment.find(module) is None]
+    torch_npu = _torch_npu_folder()
+    if torch_npu is None:
+        raise OffDeviceError(errors.missing(["torch_npu", *missing], version))
+    wheels = Wheels(torch, torch_npu, version, _torch_npu_version(torch_npu, version))
+    if release(wheels.torch_npu_version) != release(version):
+        raise OffDeviceError(errors.mismatch(version, wheels.torch_npu_version))
+    if missing:
+        raise OffDeviceError(errors.missing(missing, version))
     return wheels
 
 
 def package_folder(name: str) -> Path | None:
     """The folder of the installed top-level package ``name``, not imported; None if absent."""
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if file is None:
-        spec = importlib.util.find_spec(name) if module is None else None
-        file = spec.origin if spec is not None else None
-    return Path(file).resolve().parent if file else None
+    file = environment.find(name)
+    return None if file is None else Path(file).resolve().parent
 
 
-def _is_installed(module: str) -> bool:
-    try:
-        return module in sys.modules or importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent is absent
-        return False
+def _torch_npu_folder() -> Path | None:
+    """The folder of the installed torch_npu; None if absent.
 
-
-def _version_of(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError as error:
+    Raises:
+        OffDeviceError: Something else has its name.
+    """
+    stub = environment.stub()
+    if stub is not None:
         raise OffDeviceError(
-            f"{distribution} is importable but has no metadata, so its version is unknown; "
-            f"install it from its wheel: {INSTALL}"
+            f"torch_npu in this process is {stub}, put into sys.modules in its place, perhaps by a "
+            "conftest.py for machines without an NPU; take it out (del sys.modules['torch_npu']) "
+            "before npu_lowering.offdevice.install() is called"
+        )
+    folder = package_folder("torch_npu")
+    if folder is None or (folder / "lib").is_dir():
+        return folder
+    try:
+        importlib.metadata.version("torch_npu")
+    except importlib.metadata.PackageNotFoundError:
+        what = "torch_npu itself is not installed"
+    else:
+        what = f"it hides the one that is installed, since {folder.parent} comes first in sys.path"
+    raise OffDeviceError(
+        f"{folder} has the name of torch_npu and no library of it; {what}. Rename that folder, or "
+        "start elsewhere"
+    )
+
+
+def _torch_npu_version(folder: Path, torch: str) -> str:
+    try:
+        return importlib.metadata.version("torch_npu")
+    except importlib.metadata.PackageNotFoundError as error:
+        wanted = errors.torch_npu_for(torch) or "torch_npu"
+        raise OffDeviceError(
+            f"torch_npu in {folder} is importable but has no metadata, so its version is unknown; "
+            f"install it from its wheel: {errors.add([wanted])}"
         ) from error
 
 
@@ -117,31 +129,10 @@ def _torch_version(torch: Path) -> str:
     return "unknown"
 
 
-def release(version: str) -> tuple[int, ...]:
-    """The first three numbers of a version: ``2.1.0.post17`` and ``2.1.0+cpu`` are (2, 1, 0)."""
-    numbers = []
-    for part in version.split("+")[0].split(".")[:3]:
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
-
-
-def _check_versions(wheels: Wheels) -> None:
-    wanted, found = release(wheels.torch_npu_version), release(wheels.torch_version)
-    if wanted != found:
-        raise OffDeviceError(
-            f"torch_npu {wheels.torch_npu_version} is built for torch "
-            f"{'.'.join(map(str, wanted))}, but torch {wheels.torch_version} is installed; "
-            f"install the pair of one release, for example: {INSTALL}"
-        )
-
-
 def versions() -> tuple[str | None, str | None]:
     """The versions of torch and torch_npu, None for what is not installed; nothing is checked."""
-    torch, torch_npu = package_folder("torch"), package_folder("torch_npu")
-    return (
-        _torch_version(torch) if torch else None,
-        _version_of("torch_npu") if torch_npu else None,
-    )
+    torch, torch_npu = package_folder("torch"), None
+    if package_folder("torch_npu") is not None:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            torch_npu = importlib.metadata.version("torch_npu")
+    return _torch_version(torch) if torch else None, torch_npu

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.metadata
 import platform
 import sys
+import types
+from unittest import mock
 
 import pytest
 
@@ -19,7 +21,7 @@ def packages(tmp_path, monkeypatch):
         for name, version in (("torch", torch), ("torch_npu", torch_npu)):
             if version is not None:
                 folders[name] = tmp_path / name
-                folders[name].mkdir()
+                (folders[name] / "lib").mkdir(parents=True)
         if torch is not None:
             (tmp_path / "torch" / "version.py").write_text(
                 f"from typing import Optional\n__version__ = {torch!r}\n"
@@ -38,7 +40,7 @@ def test_finds_both(packages, tmp_path):
     )
 
 
-@pytest.mark.parametrize("release", ["2.1.0", "2.9.0", "2.13.0"])
+@pytest.mark.parametrize("release", ["2.7.1", "2.9.0", "2.13.0"])
 def test_a_build_for_another_accelerator_will_do(packages, release):
     found = packages(torch=f"{release}+cu121", torch_npu=f"{release}.post17")
     assert found.torch_version == f"{release}+cu121"
@@ -47,14 +49,33 @@ def test_a_build_for_another_accelerator_will_do(packages, release):
 @pytest.mark.parametrize(
     ("versions", "message"),
     [
-        ({"torch": None}, "torch is not installed; run: pip install 'npu-lowering[offdevice]'"),
+        (
+            {"torch": None},
+            "torch is not installed; run: pip install torch==2.13.0 && pip install --no-deps "
+            "torch_npu==2.13.0 numpy packaging 'protobuf>=4' pyyaml",
+        ),
         (
             {"torch_npu": None},
-            "torch_npu is not installed; run: pip install 'npu-lowering[offdevice]'",
+            "torch_npu is not installed; run: pip install --no-deps torch_npu==2.13.0",
+        ),
+        (
+            {"torch": "2.9.0+cu128", "torch_npu": None},
+            "torch_npu is not installed; run: pip install --no-deps torch_npu==2.9.0.post9",
+        ),
+        (
+            {"torch": "2.15.0", "torch_npu": None},
+            "torch_npu is not installed beside torch 2.15.0; no torch_npu is known to work beside "
+            "that torch (one is for 2.1.0, 2.3.1, ",
+        ),
+        (
+            {"torch": "2.12.0"},
+            "torch_npu 2.13.0 is built for torch 2.13.0, but torch 2.12.0 is installed; run: pip "
+            "install --no-deps torch_npu==2.12.0.post3",
         ),
         (
             {"torch": "2.12.1"},
-            "torch_npu 2.13.0 is built for torch 2.13.0, but torch 2.12.1 is installed",
+            "torch_npu 2.13.0 is built for torch 2.13.0, but torch 2.12.1 is installed; no "
+            "torch_npu is known to work beside that torch (one is for 2.1.0, 2.3.1, ",
         ),
     ],
 )
@@ -64,17 +85,64 @@ def test_what_does_not_fit_is_named(packages, versions, message):
     assert str(raised.value).startswith(message)
 
 
-@pytest.mark.parametrize("module", ["google.protobuf", "packaging", "yaml"])
-def test_what_torchair_lacks_is_named(packages, module, monkeypatch):
-    monkeypatch.setattr(probe, "_is_installed", lambda name: name != module)
-    name = {"google.protobuf": "protobuf", "packaging": "packaging", "yaml": "pyyaml"}[module]
-    with pytest.raises(OffDeviceError, match=f"TorchAIR needs {name}, not installed here; run"):
+@pytest.mark.parametrize(
+    ("versions", "modules", "message"),
+    [
+        ({}, {"google.protobuf"}, "protobuf is not installed; run: pip install 'protobuf>=4'"),
+        ({}, {"packaging"}, "packaging is not installed; run: pip install packaging"),
+        (
+            {},
+            {"yaml", "numpy"},
+            "numpy and pyyaml are not installed; run: pip install numpy pyyaml",
+        ),
+        (
+            {"torch_npu": None},
+            {"yaml"},
+            "torch_npu and pyyaml are not installed; run: pip install --no-deps torch_npu==2.13.0 "
+            "pyyaml",
+        ),
+        (
+            {"torch": "2.1.0", "torch_npu": "2.1.0.post17"},
+            {"pkg_resources", "numpy"},
+            "numpy and setuptools are not installed; run: pip install 'numpy<2' 'setuptools<81'",
+        ),
+    ],
+)
+def test_what_torchair_lacks_is_named(packages, versions, modules, message, monkeypatch):
+    monkeypatch.setattr(
+        probe.environment, "find", lambda name: None if name in modules else "a file"
+    )
+    with pytest.raises(OffDeviceError) as raised:
+        packages(**versions)
+    assert str(raised.value) == message
+
+
+def test_a_folder_that_hides_torch_npu_is_named(packages, tmp_path, monkeypatch):
+    packages()
+    (tmp_path / "torch_npu" / "lib").rmdir()
+    message = f"{tmp_path}/torch_npu has the name of torch_npu and no library of it; "
+    with pytest.raises(OffDeviceError) as raised:
+        probe.find_wheels()
+    assert str(raised.value) == (
+        f"{message}it hides the one that is installed, since {tmp_path} comes first in sys.path. "
+        "Rename that folder, or start elsewhere"
+    )
+
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(probe.importlib.metadata, "version", version)
+    with pytest.raises(OffDeviceError) as raised:
+        probe.find_wheels()
+    assert str(raised.value).startswith(f"{message}torch_npu itself is not installed")
+
+
+@pytest.mark.parametrize("stub", [mock.MagicMock(), types.ModuleType("torch_npu")])
+def test_a_stub_of_torch_npu_is_named(packages, stub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_npu", stub)
+    with pytest.raises(OffDeviceError) as raised:
         packages()
-
-
-def test_a_missing_parent_package_is_a_missing_package():
-    assert not probe._is_installed("no_such_package.child")
-    assert probe._is_installed("importlib.metadata")
+    assert str(raised.value).startswith(f"torch_npu in this process is {stub!r}, put into sys.mod")
 
 
 @pytest.mark.parametrize(("system", "machine"), [("darwin", "arm64"), ("linux", "riscv64")])

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from npu_lowering.errors import OffDeviceError
 from npu_lowering.offdevice import probe
 from npu_lowering.offdevice.engine import recorder
 from npu_lowering.offdevice.engine.graph import Graph
 from npu_lowering.offdevice.picture.model import picture
-from npu_lowering.offdevice.probe import OffDeviceError
 from npu_lowering.offdevice.process import launcher
 
 KINDS = (".html", ".dot", ".svg", ".png")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import shutil
 
+from npu_lowering import errors
+from npu_lowering.errors import OffDeviceError
 from npu_lowering.offdevice.picture.model import CONST, DATA, FUSED, OP, OUTPUT, Box, Picture
-from npu_lowering.offdevice.probe import OffDeviceError
 
 _FILL = {FUSED: "#fff1d6", DATA: "#e6f3ec", OUTPUT: "#e6f3ec", CONST: "#ffffff", OP: "#f5f7fa"}
 _EDGE = {FUSED: "#d97706", DATA: "#5da583", OUTPUT: "#5da583", CONST: "#9aa8b6", OP: "#b9c4cf"}
@@ -48,7 +49,7 @@ def check() -> None:
     except ModuleNotFoundError as error:
         raise OffDeviceError(
             "the Python package graphviz, which .svg and .png are drawn with, is not installed; "
-            f"run: pip install 'npu-lowering[graph]', {instead}"
+            f"run: {errors.add(['graphviz'])}, {instead}"
         ) from error
     if shutil.which("dot") is None:
         raise OffDeviceError(

@@ -19,7 +19,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from npu_lowering.offdevice.probe import MARK, OffDeviceError, Wheels, real_cann
+from npu_lowering import errors
+from npu_lowering.errors import OffDeviceError
+from npu_lowering.offdevice.probe import MARK, Wheels, real_cann
 from npu_lowering.offdevice.standins import allocator, bodies, cache, elf, machine_code
 from npu_lowering.offdevice.standins.machine_code import Body
 from npu_lowering.version import __version__
@@ -206,8 +208,8 @@ def missing(wheels: Wheels) -> tuple[list[str], list[str]]:
     if data:
         raise OffDeviceError(
             f"this torch_npu ({wheels.torch_npu_version}) needs data of CANN, for which there are "
-            f"no stand-ins: {', '.join(data)}. Install a release that is known to work, for "
-            "example: torch_npu==2.13.0 with torch==2.13.0"
+            f"no stand-ins: {', '.join(data)}. In an environment of its own, a pair that "
+            f"is known to work: {errors.recipe()}"
         )
     return absent, symbols
 
