@@ -84,6 +84,11 @@ def has_kernel(name: str, key: str) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
 
 
+def finds_kernel(name: str, key: str) -> bool:
+    """Whether an operator has a kernel for a dispatch key, be it a composite or a fallback."""
+    return bool(torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key))
+
+
 def forget_kernel(name: str, key: str) -> None:
     """Let a Python kernel be replaced: torch before 2.6 refuses a second one by a table alone."""
     torch.library._impls.discard(f"{name.replace('::', '/')}/{key}")

@@ -17,6 +17,7 @@ from typing import Any
 from npu_lowering import errors
 from npu_lowering.errors import OffDeviceError
 from npu_lowering.offdevice import probe
+from npu_lowering.offdevice.process import plain, refusals
 from npu_lowering.offdevice.standins import load
 
 # Nothing of torch is imported with this module: where that fails, the message is ours.
@@ -60,9 +61,13 @@ def install() -> bool:
             return False
         found = probe.find_wheels()
         _refuse_other_engine()
-        with _signals_kept():
+        # What upstream warns of, and makes of warnings, while it is imported is not the user's.
+        with _signals_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             _bring_in(found)
         importlib.import_module("npu_lowering.converters").register()
+        refusals.refuse_devices()
+        refusals.refuse_operators()
         _installed = True
         return True
 
@@ -103,7 +108,9 @@ def _bring_in(found: probe.Wheels) -> None:
         try:
             _refuse_other_definitions()
             load.load(found)
-            _import_torch_npu()
+            with plain.kept():
+                _import_torch_npu()
+            plain.without_device()
         finally:
             register.register()
             _renew(old)

@@ -31,8 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("npu_lowering").addoption(
         _OPTION,
         action="store_true",
-        help="without an NPU and CANN: make torch_npu and torchair importable, run the operator "
-        "on the CPU, and compute what TorchAIR lowers. With CANN, tests run on the device",
+        help="without an NPU and CANN: let the CPU play an NPU, make torch_npu and torchair "
+        "importable, and compute what TorchAIR lowers. With CANN, tests run on the device",
     )
 
 
@@ -52,13 +52,15 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            from npu_lowering import offdevice
+            from npu_lowering.offdevice.process import start
 
-            off = offdevice.install()
+            off = start.prepare()
+            if off:
+                start.prepare_children(start.prepare)
         except (ImportError, RuntimeError) as error:  # OffDeviceError is a RuntimeError
             raise pytest.UsageError(f"{_OPTION}: {error}") from error
     early_config.stash[_STATE] = (
-        "off the device: torch_npu without CANN, on the CPU"
+        "off the device: the CPU plays an NPU"
         if off
         else "a real CANN is here, so tests run on the device as they are"
     )

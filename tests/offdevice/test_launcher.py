@@ -9,7 +9,7 @@ from processes import LIGHT
 
 from npu_lowering.__main__ import main
 from npu_lowering.offdevice import OffDeviceError
-from npu_lowering.offdevice.process import launcher
+from npu_lowering.offdevice.process import launcher, start
 
 # The interface document's own two scripts.
 EXAMPLES = Path(__file__).parents[1] / "data" / "document"
@@ -142,7 +142,7 @@ def test_the_bfloat16_of_ml_dtypes_is_taken(script, python):
 
 
 def test_on_a_device_nothing_is_prepared(monkeypatch):
-    monkeypatch.setattr(launcher, "install", lambda: False)
+    monkeypatch.setattr(start, "install", lambda: False)
     finders = list(sys.meta_path)
     launcher.prepare()
     assert sys.meta_path == finders

@@ -10,15 +10,13 @@ import builtins
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import multiprocessing.spawn
 import os
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from npu_lowering.offdevice import install
+from npu_lowering.offdevice.process import start
 
 
 def run(script: str, arguments: Sequence[str]) -> int:
@@ -43,7 +41,7 @@ def run(script: str, arguments: Sequence[str]) -> int:
         )
         return 2
     prepare()
-    _prepare_children()
+    start.prepare_children(prepare)
     path = os.path.abspath(script)  # noqa: PTH100 -- of a link its own path, as python has it
     module = types.ModuleType("__main__")
     vars(module).update(
@@ -78,33 +76,10 @@ def _silent(*_: object) -> None:
 
 def prepare() -> None:
     """Make the device of this process: of the launcher's, and of those that a script spawns."""
-    if not install():
+    if not start.prepare():
         return  # a real CANN is here; it has said so
-    from npu_lowering.offdevice.process import device
-
-    device.play()
     # Last, so that an installed tensorflow comes before it.
     sys.meta_path.append(_TensorflowFinder())
-
-
-class _Prepare:
-    """Prepares the process in which it is unpickled."""
-
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        return prepare, ()
-
-
-def _prepare_children() -> None:
-    """Let processes that multiprocessing starts afresh prepare before they import the script.
-
-    They are sent a dict first, of which they ignore what they do not know.
-    """
-    original = multiprocessing.spawn.get_preparation_data
-
-    def get_preparation_data(name: str) -> dict[str, Any]:
-        return {"npu_lowering": _Prepare(), **original(name)}
-
-    multiprocessing.spawn.get_preparation_data = get_preparation_data
 
 
 class _TensorflowFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
