@@ -17,7 +17,7 @@ from typing import Any
 from npu_lowering import errors
 from npu_lowering.errors import OffDeviceError
 from npu_lowering.offdevice import probe
-from npu_lowering.offdevice.process import plain, refusals
+from npu_lowering.offdevice.process import formats, plain, refusals
 from npu_lowering.offdevice.standins import load
 
 # Nothing of torch is imported with this module: where that fails, the message is ours.
@@ -66,6 +66,7 @@ def install() -> bool:
             warnings.simplefilter("ignore")
             _bring_in(found)
         importlib.import_module("npu_lowering.converters").register()
+        formats.play()
         refusals.refuse_devices()
         refusals.refuse_operators()
         _installed = True

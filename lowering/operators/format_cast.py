@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npu_lowering.operators import huge_pages
+from npu_lowering.operators import huge_pages, storage_format
 from npu_lowering.operators.checking import check_choice
 from npu_lowering.operators.operator import Derivative, Operator, public
 
@@ -99,11 +99,20 @@ def check(
 
 def fake(cast: FormatCast) -> Tensor:
     """The copy without its values."""
-    return torch.empty_like(cast.input)
+    return _noted(torch.empty_like(cast.input), cast)
 
 
 def run(cast: FormatCast) -> Tensor:
     """The copy."""
+    return _noted(cast.input.clone(), cast)
+
+
+def _noted(copy: Tensor, cast: FormatCast) -> Tensor:
+    storage_format.remember(copy, cast.acl_format)
+    return copy
+
+
+def _decomposed(cast: FormatCast) -> Tensor:
     return cast.input.clone()
 
 
@@ -130,7 +139,7 @@ OPERATOR = Operator(
     fake=fake,
     cpu=on_cpu,
     portable=run,
-    decomposition=run,
+    decomposition=_decomposed,
     derivative=Derivative(inputs=("input",), backward=_backward),
     summary="a copy in another storage format of the device",
     unsupported="input_dtype",

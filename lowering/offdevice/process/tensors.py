@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from npu_lowering.operators import storage_format
+
 # What makes a tensor and takes `device`. A release that lacks one of them is in no need of it.
 _FACTORIES = (
     "arange as_tensor asarray bartlett_window blackman_window empty empty_like empty_permuted "
@@ -110,7 +112,14 @@ def _moving(to: Callable[..., Any]) -> Callable[..., Any]:
             device = kwargs["device"]
             kwargs["device"] = "cpu" if type(device) is int else as_cpu(device)
         result = to(self, *here, **kwargs)
-        return _copy(self, result) if here != args or "device" in kwargs else result
+        if here == args and "device" not in kwargs:
+            return result
+        copied = _copy(self, result)
+        if copied is not result:  # what is on the device stays there, with its storage's format
+            noted = storage_format.noted(self.untyped_storage())
+            if noted is not None:
+                storage_format.remember(copied, noted)
+        return copied
 
     return moving
 
