@@ -598,12 +598,12 @@ def sharded(rank, folder, queue):
 
 def ranks(function):
     context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
+    queue = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         started = torch.multiprocessing.start_processes(
             function, (folder, queue), nprocs=2, join=False, start_method="spawn"
         )
-        result = queue.get()
+        result = queue.get(timeout=240)
         while not started.join():
             pass
     return result
