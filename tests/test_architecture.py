@@ -74,7 +74,14 @@ ARROWS = {
     "offdevice.process.formats": ("operators", "torch_internals"),
     "offdevice.process.plain": (),
     "offdevice.process.refusals": ("offdevice.probe", "operators", "torch_internals"),
-    "offdevice.process": ("offdevice", "offdevice.bring_up", "offdevice.engine", "operators"),
+    "offdevice.process": (
+        "errors",
+        "offdevice",
+        "offdevice.bring_up",
+        "offdevice.engine",
+        "operators",
+        "torch_internals",
+    ),
     "offdevice.doctor": (
         "",
         "environment",
@@ -171,7 +178,7 @@ def test_only_converters_and_offdevice_name_torchair():
 
 # torch._check and its kin, and torch._dynamo.reset, are documented.
 PRIVATE = re.compile(
-    r"\btorch\._(?!check|dynamo\.reset|_version__)|torch(\.\w+)+\._"
+    r"\btorch\._(?!check|dynamo\.reset|_version__|_file__)|torch(\.\w+)+\._"
     r"|from torch\._|from torch\.\w+\._"
 )
 

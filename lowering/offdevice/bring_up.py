@@ -17,7 +17,6 @@ from typing import Any
 from npu_lowering import errors
 from npu_lowering.errors import OffDeviceError
 from npu_lowering.offdevice import probe
-from npu_lowering.offdevice.process import formats, plain, refusals
 from npu_lowering.offdevice.standins import load
 
 # Nothing of torch is imported with this module: where that fails, the message is ours.
@@ -66,6 +65,8 @@ def install() -> bool:
             warnings.simplefilter("ignore")
             _bring_in(found)
         importlib.import_module("npu_lowering.converters").register()
+        from npu_lowering.offdevice.process import formats, refusals
+
         formats.play()
         refusals.refuse_devices()
         refusals.refuse_operators()
@@ -109,6 +110,8 @@ def _bring_in(found: probe.Wheels) -> None:
         try:
             _refuse_other_definitions()
             load.load(found)
+            from npu_lowering.offdevice.process import plain
+
             with plain.kept():
                 _import_torch_npu()
             plain.without_device()

@@ -119,7 +119,8 @@ def _decomposed(cast: FormatCast) -> Tensor:
 def on_cpu(cast: FormatCast) -> Tensor:
     """The copy, on huge pages where the system has them: it is of weights, as a rule."""
     like = torch.empty_like(cast.input, device="meta")
-    return huge_pages.empty_strided(like.size(), like.stride(), dtype=like.dtype).copy_(cast.input)
+    copy = huge_pages.empty_strided(like.size(), like.stride(), dtype=like.dtype)
+    return _noted(copy.copy_(cast.input), cast)
 
 
 def _backward(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from npu_lowering import torch_internals
-from npu_lowering.offdevice.probe import OffDeviceError
+from npu_lowering.errors import OffDeviceError
 from npu_lowering.operators import OPERATORS
 from npu_lowering.operators.operator import NAMESPACE
 
