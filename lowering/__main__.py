@@ -26,7 +26,11 @@ def main(argv: Sequence[str]) -> int:
         rest += argv[end + 1 :]
     else:
         # What follows the script is the script's, whatever it looks like.
-        own = 2 if argv[:1] == ["run"] and not "".join(argv[1:2]).startswith("-") else len(argv)
+        own = len(argv)
+        if argv[:2] == ["run", "-m"]:
+            own = 3
+        elif argv[:1] == ["run"] and not "".join(argv[1:2]).startswith("-"):
+            own = 2
         arguments, rest = _parser().parse_args(argv[:own]), list(argv[own:])
     try:
         if arguments.command == "graph":
@@ -36,10 +40,12 @@ def main(argv: Sequence[str]) -> int:
         if arguments.command == "run":
             from npu_lowering.offdevice.process import launcher
 
+            if arguments.module:
+                return launcher.run_module(arguments.script, rest)
             return launcher.run(arguments.script, rest)
         from npu_lowering.offdevice import doctor
 
-        return doctor.main()
+        return doctor.shell() if arguments.env else doctor.main()
     except OffDeviceError as error:
         sys.stderr.write(f"npu_lowering: error: {error}\n")
         return 1
@@ -55,12 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a script for an NPU, unchanged, on the CPU",
-        usage="python -m npu_lowering run [-h] SCRIPT [ARGS ...]",
-        description="Run SCRIPT on a machine without an NPU. torch_npu and torchair are there, "
-        "compiled graphs are lowered and executed on the CPU, and .npu(), .to('npu') and "
-        "device='npu' mean the CPU. Exit code, traceback, standard input and signals are as of "
-        "python SCRIPT ARGS. On a machine with CANN, SCRIPT runs as it is.",
+        usage="python -m npu_lowering run [-h] (SCRIPT | -m MODULE) [ARGS ...]",
+        description="Run SCRIPT, or MODULE as python -m does, on a machine without an NPU. "
+        "torch_npu and torchair are there, compiled graphs are lowered and executed on the CPU, "
+        "and .npu(), .to('npu') and device='npu' mean the CPU. Exit code, traceback, standard "
+        "input and signals are as of python SCRIPT ARGS. On a machine with CANN, SCRIPT runs as "
+        "it is.",
     )
+    run.add_argument("-m", dest="module", action="store_true", help="run a module, not a file")
     run.add_argument("script", metavar="SCRIPT", help="a Python file; what follows is its own")
     graph = commands.add_parser(
         "graph",
@@ -86,12 +94,18 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="every graph: in one page, or in FILE-1, FILE-2, ...",
     )
-    commands.add_parser(
+    doctor = commands.add_parser(
         "doctor",
         help="say what is installed, who registered what, and what to do about each problem",
         description="Print versions, the state of the environment, what is registered by whom, "
         "where the stand-in libraries are, and for each problem the one thing to do. The exit "
         "code is 0 if graphs can be lowered on this machine, else 1.",
+    )
+    doctor.add_argument(
+        "--env",
+        action="store_true",
+        help="print only what a shell has to set so that import torch works by itself, for "
+        "example into a virtual environment: doctor --env >> .venv/bin/activate",
     )
     return parser
 

@@ -20,7 +20,7 @@ ATTACHED = 2
 NO_CANN = 3
 """torch_npu is installed and cannot be imported: as :data:`NO_TORCH_NPU`."""
 
-_AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 
 def find(name: str) -> str | None:
@@ -84,10 +84,10 @@ def keep_torch_importable() -> None:
         raise ImportError(
             "torch has failed to import earlier in this process, and cannot be imported again. "
             "Where torch_npu is installed without CANN, import npu_lowering before torch, or set "
-            f"{_AUTOLOAD}=0, in a new process"
+            f"{AUTOLOAD}=0, in a new process"
         )
     if "torch" not in sys.modules and is_installed() and not has_cann():
-        os.environ.setdefault(_AUTOLOAD, "0")
+        os.environ.setdefault(AUTOLOAD, "0")
 
 
 def current() -> int:

@@ -53,6 +53,7 @@ class Status:
         torch: version.
         torch_npu: version, or None where it is not installed.
         kernel: the path of the compiled CPU kernel, "none" where there is none.
+        kernel_reason: why it is this one.
         operators: the owners of each operator's parts, by name.
     """
 
@@ -61,6 +62,7 @@ class Status:
     torch: str
     torch_npu: str | None
     kernel: str
+    kernel_reason: str
     operators: Mapping[str, Owners]
 
     @property
@@ -90,8 +92,13 @@ class Status:
 
     def __str__(self) -> str:
         """A line for each attribute, and one for each operator."""
-        rows = [f"{name:<13}{value}" for name, value in vars(self).items() if name != "operators"]
-        rows[0] += f" ({_ENVIRONMENTS[self.environment]})"
+        rows = [
+            f"environment  {self.environment} ({_ENVIRONMENTS[self.environment]})",
+            f"npu_lowering {self.npu_lowering}",
+            f"torch        {self.torch}",
+            f"torch_npu    {self.torch_npu}",
+            f"kernel       {self.kernel} ({self.kernel_reason})",
+        ]
         width = max(map(len, self.operators)) + 2
         columns = list(Owners.__dataclass_fields__)
         rows.append("".join([" " * width, *(f"{column:<12}" for column in columns)]).rstrip())
@@ -114,6 +121,7 @@ def status() -> Status:
         torch=torch.__version__,
         torch_npu=_version("torch_npu"),
         kernel=native.path(),
+        kernel_reason=native.reason(),
         operators={name: _owners(operator) for name, operator in BY_NAME.items()},
     )
 

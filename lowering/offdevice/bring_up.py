@@ -17,6 +17,7 @@ from typing import Any
 from npu_lowering import errors
 from npu_lowering.errors import OffDeviceError
 from npu_lowering.offdevice import probe
+from npu_lowering.offdevice.process import plain
 from npu_lowering.offdevice.standins import load
 
 # Nothing of torch is imported with this module: where that fails, the message is ours.
@@ -65,7 +66,7 @@ def install() -> bool:
             warnings.simplefilter("ignore")
             _bring_in(found)
         importlib.import_module("npu_lowering.converters").register()
-        from npu_lowering.offdevice.process import formats, refusals
+        from npu_lowering.offdevice.process import formats, refusals  # which import torch
 
         formats.play()
         refusals.refuse_devices()
@@ -110,8 +111,6 @@ def _bring_in(found: probe.Wheels) -> None:
         try:
             _refuse_other_definitions()
             load.load(found)
-            from npu_lowering.offdevice.process import plain
-
             with plain.kept():
                 _import_torch_npu()
             plain.without_device()

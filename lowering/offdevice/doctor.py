@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 
+from npu_lowering import environment, errors
 from npu_lowering.errors import OffDeviceError
 from npu_lowering.offdevice import probe
 from npu_lowering.offdevice.bring_up import install
@@ -23,6 +24,7 @@ def main() -> int:
     _line("torch", torch or "not installed")
     _line("torch_npu", torch_npu or "not installed")
     _line("npu_lowering", __version__)
+    _pair(torch, torch_npu)
     real = probe.real_cann()
     problem: str | None
     if real is not None:
@@ -30,11 +32,11 @@ def main() -> int:
         problem = _try_torchair()
     else:
         problem = _try_off_device()
-        state = "off the device: torch_npu on stand-ins for CANN"
+        where = "off the device: torch_npu on stand-ins for CANN"
         if problem is not None:
-            state = "without torch_npu" if torch_npu is None else "torch_npu without CANN"
-            state += ": the operator runs on CPU, and graphs cannot be lowered"
-        _line("environment", state)
+            where = "without torch_npu" if torch_npu is None else "torch_npu without CANN"
+            where += ": operators run on CPU, and graphs cannot be lowered"
+        _line("environment", where)
     _registered()
     if problem is None:
         _line("result", "graphs can be lowered on this machine")
@@ -43,6 +45,32 @@ def main() -> int:
     sys.stdout.flush()
     sys.stderr.write(f"problem: {problem}\n")
     return 1
+
+
+def shell() -> int:
+    """Print what makes ``import torch`` work in a shell, as the shell reads it.
+
+    Returns:
+        0.
+    """
+    if not environment.is_installed():
+        line = "# torch_npu is not installed: torch can be imported as it is"
+    elif probe.real_cann() is not None:
+        line = "# a real CANN is here: torch can be imported as it is, and brings torch_npu"
+    else:
+        line = f"export {environment.AUTOLOAD}=0  # for torch_npu without CANN"
+    sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def _pair(torch: str | None, torch_npu: str | None) -> None:
+    """Say whether these two are known to work together, and how to get those that are."""
+    if torch is not None and torch_npu is not None:
+        known = errors.is_known(torch, torch_npu)
+        tested = "the tests are run with it" if known else "the tests were never run with it"
+        _line("pair", tested)
+    found = ".".join(map(str, errors.release(torch or "")))
+    _line("recipe", errors.recipe(found if found in errors.PAIRS else errors.MAIN))
 
 
 def _line(name: str, value: str) -> None:

@@ -18,7 +18,9 @@ EXAMPLES = Path(__file__).parents[1] / "data" / "document"
 BARE = f"""{LIGHT}
 from npu_lowering.offdevice.process import launcher
 launcher.prepare = lambda: sys.meta_path.append(launcher._TensorflowFinder())
-sys.exit(launcher.run(sys.argv[1], sys.argv[2:]))
+run = launcher.run_module if sys.argv[1] == "-m" else launcher.run
+del sys.argv[1:1 + (sys.argv[1] == "-m")]
+sys.exit(run(sys.argv[1], sys.argv[2:]))
 """
 
 
@@ -81,13 +83,39 @@ os.kill(os.getpid(), signal.SIGTERM)
 }
 
 
+MODULES = {
+    "surroundings": """
+import os, sys, __main__
+print(__name__, __file__, __doc__, __package__, __spec__.name, __cached__, type(__loader__))
+print(sys.argv, os.path.abspath(sys.path[0]), __main__.__dict__ is globals())
+""",
+    **{name: SCRIPTS[name] for name in ("exits with a code", "raises", "is interrupted")},
+}
+
+
 @pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
 def test_as_under_plain_python(text, tmp_path, start):
     (tmp_path / "beside.py").write_text("")
     path = tmp_path / "script.py"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    compare(start, ["script.py"])
+
+
+@pytest.mark.parametrize("text", MODULES.values(), ids=MODULES)
+def test_a_module_as_under_plain_python(text, tmp_path, start):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__main__.py").write_text(text)
+    compare(start, ["-m", "package"])
+
+
+def test_a_module_that_is_not_there(start):
+    compare(start, ["-m", "nowhere"])
+
+
+def compare(start, what):
+    """Run it by python and by the launcher."""
     seen = []
-    for command in (("script.py",), ("-c", BARE, "script.py")):
+    for command in (what, ["-c", BARE, *what]):
         process = start(*command, "one", "--two", "-h", "--", "")
         output, errors = process.communicate("first\nsecond\n", timeout=60)
         seen.append((process.returncode, output, errors))
@@ -310,6 +338,27 @@ def test_a_script_for_a_device(script, python):
     assert traceback.splitlines()[1].startswith(f'  File "{path}", line ')
 
 
+RANK = """
+import sys
+import torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+x = torch.ones(2).npu()
+dist.all_reduce(x)
+print(x.tolist(), torch.npu.is_available(), sys.argv[1:])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.usefixtures("found")
+def test_a_rank_that_torchrun_starts_has_the_device(script, python):
+    free = "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"
+    run = "-m", "npu_lowering", "run", "-m", "torch.distributed.run"
+    output, errors = python(*run, *free, script(RANK), "one", "-h")
+    assert output == "[1.0, 1.0] True ['one', '-h']\n"
+    assert "found in sys.modules" not in errors
+
+
 @pytest.mark.usefixtures("found")
 @pytest.mark.parametrize("name", ["single_op", "graph_mode"])
 def test_the_examples_of_the_interface_document(name, python):
@@ -327,6 +376,7 @@ def test_the_examples_of_the_interface_document(name, python):
         (["run", "--help"], 0, {"SCRIPT", "python"}),
         (["doctor", "--help"], 0, {"versions,"}),
         (["run"], 2, {"required:", "SCRIPT"}),
+        (["run", "-m"], 2, {"required:", "SCRIPT"}),
         (["run", "--fast", "script.py"], 2, {"--fast"}),
         ([], 2, {"required:", "COMMAND"}),
         (["sit"], 2, {"'sit'"}),

@@ -1,4 +1,4 @@
-"""``python -m npu_lowering run SCRIPT``: a script for an NPU, unchanged, on the CPU.
+"""``python -m npu_lowering run``: a script or a module for an NPU, unchanged, on the CPU.
 
 Apart from the device, the script finds what it finds under plain python: its name, its arguments,
 its folder first in sys.path, standard input, and the same exit code and traceback.
@@ -7,15 +7,20 @@ its folder first in sys.path, standard input, and the same exit code and traceba
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
+import runpy
 import sys
 import types
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from npu_lowering.offdevice import is_installed
 from npu_lowering.offdevice.process import start
 
 
@@ -55,19 +60,57 @@ def run(script: str, arguments: Sequence[str]) -> int:
     sys.argv[:] = [script, *arguments]
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = str(Path(script).resolve().parent)
-    try:
+    with _shown_without_our_frames():
         exec(compile(source, path, "exec", dont_inherit=True), vars(module))  # noqa: S102
+    return 0
+
+
+def run_module(name: str, arguments: Sequence[str]) -> int:
+    """Run a module as ``__main__`` in this process, as ``python -m`` does.
+
+    The ranks that torchrun (``torch.distributed.run``) starts are run so as well.
+
+    Args:
+        name: The module, or a package that has a ``__main__``.
+        arguments: The module's own arguments.
+
+    Returns:
+        0 if the module came to its end; what it raises goes on, as of :func:`run`.
+
+    Raises:
+        OffDeviceError: There can be no stand-in for the device here.
+    """
+    prepare()
+    start.prepare_children(prepare)
+    if name.partition(".")[0] == "torch" and is_installed():
+        _prepare_ranks()
+    module = types.ModuleType("__main__")
+    vars(module).update(__builtins__=builtins)
+    sys.modules["__main__"] = module
+    # torch_npu imports torch.distributed.run, which runpy would warn of.
+    warnings.filterwarnings("ignore", ".* found in sys.modules after import of", RuntimeWarning)
+    sys.argv[:] = ["-m", *arguments]  # python puts the module's file in place of -m, and so does:
+    with _shown_without_our_frames():
+        runpy._run_module_as_main(name)  # type: ignore[attr-defined]
+    return 0
+
+
+@contextlib.contextmanager
+def _shown_without_our_frames() -> Iterator[None]:
+    try:
+        yield
     except SystemExit:
         raise
     except BaseException as error:
         # Shown from here, since there the traceback begins with the script. The interpreter gets
         # it nevertheless, for the exit code (and the signal, if it was one), and stays silent.
         here = error.__traceback__
-        error.__traceback__ = here.tb_next if here else None
-        sys.excepthook(type(error), error, error.__traceback__)
+        while here is not None and here.tb_frame.f_globals is globals():
+            here = here.tb_next
+        error.__traceback__ = here
+        sys.excepthook(type(error), error, here)
         sys.excepthook = _silent
         raise
-    return 0
 
 
 def _silent(*_: object) -> None:
@@ -80,6 +123,19 @@ def prepare() -> None:
         return  # a real CANN is here; it has said so
     # Last, so that an installed tensorflow comes before it.
     sys.meta_path.append(_TensorflowFinder())
+
+
+def _prepare_ranks() -> None:
+    """Let torchrun start ``python -m npu_lowering run SCRIPT`` in place of ``python SCRIPT``."""
+    from torch.distributed.launcher import api
+
+    class Launch(api.elastic_launch):
+        def __call__(self, *arguments: str) -> Any:
+            if arguments[:1] == ("-u",):  # of python, which comes first unless --no-python is given
+                arguments = ("-u", "-m", "npu_lowering", "run", *arguments[1:])
+            return super().__call__(*arguments)  # type: ignore[no-untyped-call]
+
+    api.elastic_launch = Launch  # type: ignore[misc]
 
 
 class _TensorflowFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -191,6 +191,16 @@ def path() -> str:
     return "none" if kernel is None else kernel.name
 
 
+def reason() -> str:
+    """Why :func:`path` is what it is: forced, all that was built, or the best there is."""
+    forced = os.environ.get(VARIABLE, "auto")
+    if forced != "auto":
+        return f"forced by {VARIABLE}={forced}"
+    if available():
+        return "the best that this processor runs"
+    return "torch computes, slower: it is compiled where there is a C compiler at installation"
+
+
 def grouped_matmul_combine(
     out: torch.Tensor,
     x: torch.Tensor,
