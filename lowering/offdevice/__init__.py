@@ -9,8 +9,9 @@ from npu_lowering.offdevice.bring_up import install, is_installed
 
 if TYPE_CHECKING:
     from npu_lowering.offdevice.engine.recorder import last_graph as last_graph
+    from npu_lowering.offdevice.graph_only import lower as lower
 
-__all__ = ["OffDeviceError", "install", "is_installed", "last_graph"]
+__all__ = ["OffDeviceError", "install", "is_installed", "last_graph", "lower"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from npu_lowering.offdevice.engine.recorder import last_graph
 
         return last_graph
+    if name == "lower":
+        from npu_lowering.offdevice.graph_only import lower
+
+        return lower
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -65,6 +65,9 @@ def install() -> bool:
         with _signals_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _bring_in(found)
+            from npu_lowering.offdevice.process import attention  # which imports torch
+
+            attention.choose_what_lowers()
         importlib.import_module("npu_lowering.converters").register()
         from npu_lowering.offdevice.process import formats, refusals  # which import torch
 

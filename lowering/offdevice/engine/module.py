@@ -280,7 +280,8 @@ def _refuse_unknown(model: Graph) -> None:
         listed = "; ".join(f"{name} (nodes {', '.join(nodes)})" for name, nodes in unknown.items())
         raise GraphError(
             f"graph {model.name!r} has {len(unknown)} GE operators that the CPU engine cannot "
-            f"compute: {listed}. Lower without running by config.debug.run_eagerly = True"
+            f"compute: {listed}; npu_lowering.offdevice.lower(function, *args) gives the graph "
+            "without running it"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 from npu_lowering.offdevice.engine.graph import Graph, GraphError
@@ -11,15 +12,22 @@ _last: list[Graph] = []
 _recordings: list[Recording] = []
 
 
+class LoweredError(BaseException):
+    """Ends a call that was to lower only; no one who handles errors of a run is to take it."""
+
+
 class Recording:
     """The graphs that were lowered while it was open.
 
     Attributes:
         graphs: In the order in which they were compiled.
+        lowering_only: Whether the call in its thread ends where its first graph is lowered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, lowering_only: bool = False) -> None:
         self.graphs: list[Graph] = []
+        self.lowering_only = lowering_only
+        self.thread = threading.get_ident()
 
     def __call__(self) -> Graph:
         """The graph that was lowered last.
@@ -38,9 +46,13 @@ class Recording:
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[Recording]:
-    """Keep the graphs that are lowered from here on, until the context is left."""
-    made = Recording()
+def recording(*, lowering_only: bool = False) -> Iterator[Recording]:
+    """Keep the graphs that are lowered from here on, until the context is left.
+
+    Args:
+        lowering_only: End the call that lowers the first one in this thread.
+    """
+    made = Recording(lowering_only=lowering_only)
     _recordings.append(made)
     try:
         yield made
@@ -49,10 +61,17 @@ def recording() -> Iterator[Recording]:
 
 
 def remember(graph: Graph) -> None:
-    """Make a graph the one ``last_graph`` gives, and part of every open recording."""
+    """Make a graph the one ``last_graph`` gives, and part of every open recording.
+
+    Raises:
+        LoweredError: It was only to be lowered.
+    """
     _last[:] = [graph]
     for each in _recordings:
         each.graphs.append(graph)
+    here = threading.get_ident()
+    if any(each.lowering_only and each.thread == here for each in _recordings):
+        raise LoweredError
 
 
 def last_graph() -> Graph:

@@ -87,7 +87,8 @@ def refuse_operators() -> None:
 
 def computed_here() -> list[str]:
     """The operators of npu:: that this package has CPU kernels for."""
-    return sorted(operator.qualname for operator in OPERATORS)
+    defined = set(torch_internals.operator_names(NAMESPACE))
+    return sorted(operator.qualname for operator in OPERATORS if operator.qualname in defined)
 
 
 def _no_kernel(qualname: str) -> Callable[..., NoReturn]:

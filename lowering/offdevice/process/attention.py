@@ -1,0 +1,57 @@
+"""Attention while a graph is traced for an NPU."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+# Where TorchAIR and npugraph_ex hand a model of Dynamo's to AOTAutograd, which chooses.
+_TRACING = (
+    "torchair.npu_fx_compiler",
+    "torchair.inference._cache_compiler",
+    "npugraph_ex.npu_fx_compiler",
+)
+_FUNCTIONS = ("aot_module_simplified", "aot_module_simplified_joint")
+
+
+def choose_what_lowers() -> None:
+    """Let scaled_dot_product_attention be traced as standard operators.
+
+    Of CPU tensors torch would choose its CPU flash operator, which no NPU chooses and for which
+    there is no converter. Eager calls, and graphs for other backends, are left alone.
+    """
+    for name in _TRACING:
+        try:
+            module: Any = importlib.import_module(name)
+        except ImportError:  # of another release
+            continue
+        for function in _FUNCTIONS:
+            if hasattr(module, function):
+                setattr(module, function, _without_flash(getattr(module, function)))
+
+
+def _without_flash(trace: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(trace)
+    def tracing(*args: Any, **kwargs: Any) -> Any:
+        with _math_only():
+            return trace(*args, **kwargs)
+
+    return tracing
+
+
+@contextlib.contextmanager
+def _math_only() -> Iterator[None]:
+    settings = torch.backends.cuda  # torch's, of every device
+    flash, math = settings.flash_sdp_enabled(), settings.math_sdp_enabled()
+    settings.enable_flash_sdp(False)
+    settings.enable_math_sdp(True)
+    try:
+        yield
+    finally:
+        settings.enable_flash_sdp(flash)
+        settings.enable_math_sdp(math)
