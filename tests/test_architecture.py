@@ -75,7 +75,7 @@ ARROWS = {
     "offdevice.process.attention": (),
     "offdevice.process.formats": ("operators", "torch_internals"),
     "offdevice.process.plain": (),
-    "offdevice.process.refusals": ("offdevice.probe", "operators", "torch_internals"),
+    "offdevice.process.refusals": ("errors", "offdevice.probe", "operators", "torch_internals"),
     "offdevice.process": (
         "errors",
         "offdevice",

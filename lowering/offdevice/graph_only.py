@@ -7,10 +7,10 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from npu_lowering.errors import OffDeviceError
 from npu_lowering.offdevice.bring_up import install
 from npu_lowering.offdevice.engine import recorder
 from npu_lowering.offdevice.engine.graph import Graph, GraphError
-from npu_lowering.offdevice.probe import OffDeviceError
 
 
 def lower(
