@@ -25,7 +25,8 @@ class Tested:
     Attributes:
         name: the operator's.
         samples: legal calls by name, as keyword arguments: dtypes, optional arguments, sizes.
-        oracle: from such arguments to the result, or the results.
+        oracle: from such arguments to the result, or the results; behind them, what each of the
+            written arguments holds then.
         node: the GE type that a call is lowered to.
         attributes: from a call to attributes of that node, those that the call decides.
         errors: calls that metadata shows to be wrong.
@@ -38,6 +39,8 @@ class Tested:
         paths: kernel paths by name, each entered as a context.
         decomposed: whether it has a decomposition.
         undefined: from a call and a result to what of it is defined, where not all of it is.
+        written: arguments that the operator writes.
+        written_lowered: whether a graph of TorchAIR writes them, too.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Tested:
     )
     decomposed: bool = True
     undefined: Callable[[Case, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None
+    written: tuple[str, ...] = ()
+    written_lowered: bool = True
 
     @property
     def operator(self):
@@ -103,8 +108,19 @@ def split(operator, case):
     return tuple(args), case
 
 
+def outcome(name, case, function, *, lowered=False):
+    """What a call gives, and behind it the arguments that it writes; the case stays as it is."""
+    record = TESTED[name]
+    case = {**case, **{each: case[each].clone() for each in record.written}}
+    if lowered and not record.written_lowered:
+        return results(function(case))
+    return (*results(function(case)), *(case[each] for each in record.written))
+
+
 def results(value):
-    """A result, or several, as a tuple."""
+    """A result, or several, or none, as a tuple."""
+    if value is None:
+        return ()
     return (value,) if isinstance(value, torch.Tensor) else tuple(value)
 
 

@@ -11,6 +11,7 @@ from npu_lowering.operators import (
     moe_gating_top_k_softmax,
     moe_init_routing,
     rms_norm,
+    rope,
     swiglu,
 )
 from npu_lowering.operators.operator import Operator
@@ -26,6 +27,9 @@ OPERATORS: tuple[Operator, ...] = (
     moe_init_routing.EXPERT_TOKENS,
     rms_norm.OPERATOR,
     rms_norm.ADD,
+    rope.MUL,
+    rope.INTERLEAVED,
+    rope.APPLY,
     swiglu.OPERATOR,
 )
 """Every operator; whatever goes over operators goes over this."""

@@ -35,6 +35,8 @@ def kernel(operator: Operator) -> Callable[..., Any]:
         leaves, structure = tree_flatten(call)
         # Tensors are what autograd sees, so they are passed one by one.
         result = _Function.apply(operator, structure, *leaves)  # type: ignore[no-untyped-call]
+        if operator.returns == "()":
+            return None
         return list(result) if operator.returns == "Tensor[]" else result
 
     return run
@@ -91,6 +93,11 @@ class _Function(torch.autograd.Function):
         call = tree_unflatten(list(leaves), structure)
         with below_autograd():
             result = operator.overload(**call)
+        # What the schema says is written depends on the other arguments from here on.
+        written = [call[name] for name in operator.written if name not in operator.writes]
+        ctx.mark_dirty(*written)
+        if operator.returns == "()":
+            return tuple(written)
         return tuple(result) if isinstance(result, list) else result
 
     @staticmethod

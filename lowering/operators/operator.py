@@ -21,9 +21,9 @@ NAMESPACE = "npu"
 
 # Annotations of a signature that Python has no type of its own for.
 MutableTensor = Tensor
-"""A tensor that the operator writes: ``Tensor(a!)``."""
+"""A tensor that the operator writes: ``Tensor(a!)``, the next of them ``Tensor(b!)``."""
 
-Result = Union[Tensor, Sequence[Tensor]]
+Result = Union[Tensor, Sequence[Tensor], None]
 Stage = Callable[[Any], Result]
 """From a checked call to its result: real tensors, fake ones, or a graph's."""
 
@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 _TYPES = {
     "Tensor": "Tensor",
-    "MutableTensor": "Tensor(a!)",
+    "MutableTensor": "Tensor({}!)",
     "Sequence[Tensor]": "Tensor[]",
     "Sequence[int]": "int[]",
     "Sequence[float]": "float[]",
@@ -118,7 +118,8 @@ class Operator:
         name: the name in the namespace npu, ``name.overload`` for one of several overloads.
         check: arguments in, a checked value out. Its signature is the operator's, names, order and
             defaults; its docstring is the operator's, too.
-        returns: what the schema says of results, ``"Tensor"`` or ``"(Tensor, Tensor)"``.
+        returns: what the schema says of results, ``"Tensor"`` or ``"(Tensor, Tensor)"``; ``"()"``
+            for none, where every stage gives None.
         fake: the results without their numbers: shapes, dtypes, strides and device.
         cpu: the kernel on CPU, eager, and of a node of the type below.
         portable: the kernel of every device that is neither CPU nor NPU, in torch ops. None where
@@ -134,6 +135,7 @@ class Operator:
         limits: from a checked call to a sentence for each documented limit of the device that it
             exceeds.
         is_torch_npus: whether torch_npu alone defines it, so that it is not there without.
+        writes: arguments that it writes although its schema does not say so.
         summary: what it computes, in one line.
         unsupported: arguments, or values of them, that are refused by a sentence.
         exactness: how exact the result is.
@@ -153,6 +155,7 @@ class Operator:
     nodes: tuple[GENode, ...] = ()
     limits: Callable[[Any], list[str]] | None = None
     is_torch_npus: bool = False
+    writes: tuple[str, ...] = ()
     summary: str = ""
     unsupported: str = ""
     exactness: str = ""
@@ -178,6 +181,15 @@ class Operator:
     def signature(self) -> inspect.Signature:
         """Of ``check``, and so of the operator."""
         return inspect.signature(self.check)
+
+    @functools.cached_property
+    def written(self) -> tuple[str, ...]:
+        """The arguments that it writes, whether its schema says so or not."""
+        return tuple(
+            name
+            for name, parameter in self.signature.parameters.items()
+            if name in self.writes or parameter.annotation == "MutableTensor"
+        )
 
     @property
     def schema(self) -> str:
@@ -216,6 +228,7 @@ def schema_of(name: str, signature: inspect.Signature, returns: str) -> str:
     """
     parts: list[str] = []
     star = False
+    sets = iter("abcdefgh")
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not star:
             parts.append("*")
@@ -225,6 +238,8 @@ def schema_of(name: str, signature: inspect.Signature, returns: str) -> str:
         kind = _TYPES.get(annotation.removesuffix(" | None"))
         if kind is None:
             raise TypeError(f"{name}: {parameter.name} is annotated {annotation}")
+        if "{}" in kind:
+            kind = kind.format(next(sets))
         text = f"{kind}{'?' if optional else ''} {parameter.name}"
         if parameter.default is not parameter.empty:
             default = parameter.default

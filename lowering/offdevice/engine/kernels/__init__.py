@@ -15,7 +15,10 @@ def _of_record(operator: Operator, node: GENode) -> Function:
     """The kernel of a node that an operator is lowered to: the operator's own on CPU."""
 
     def kernel(call: Call) -> Result:
-        return operator.cpu(operator.check(**node.arguments(call)))
+        arguments = node.arguments(call)
+        result = operator.cpu(operator.check(**arguments))
+        # An operator without a result is a node whose results are what it wrote.
+        return [arguments[name] for name in operator.written] if result is None else result
 
     return kernel
 
