@@ -14,7 +14,7 @@ CSRC = Path("lowering", "csrc")
 
 
 class BuildLibrary(build_ext):
-    """One file for every Python: no tag of an interpreter in its name."""
+    """One file for every Python, in a folder that is no package: it is no module to import."""
 
     def get_ext_filename(self, fullname):
         """The path of the library below the packages."""
@@ -33,7 +33,7 @@ setup(
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
     ext_modules=[
         Extension(
-            "npu_lowering.libgrouped_matmul",
+            "npu_lowering.csrc.libgrouped_matmul",
             sources=[str(CSRC / "grouped_matmul.c")],
             depends=sorted(map(str, CSRC.glob("*.h"))),
             # -ffp-contract=off keeps every float rounding where it is.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from npu_lowering.operators.grouped_matmul_finalize_routing import schema
+from npu_lowering.operators.operator import dtype_name
 
 
 class Routing(NamedTuple):
@@ -93,10 +94,11 @@ def _check(
 ) -> tuple[int, int]:
     """Hold the arguments to what they have to be, and give the range of experts."""
     if topk_ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"topk_ids must be int64 or int32, got {_name(topk_ids.dtype)}")
+        raise TypeError(f"topk_ids must be int64 or int32, got {dtype_name(topk_ids.dtype)}")
     if topk_weights.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(
-            "topk_weights must be float32, bfloat16 or float16, got " + _name(topk_weights.dtype)
+            "topk_weights must be float32, bfloat16 or float16, got "
+            + dtype_name(topk_weights.dtype)
         )
     if topk_ids.dim() != 2:
         raise ValueError(f"topk_ids must be 2-D (tokens, top_k), got shape {tuple(topk_ids.shape)}")
@@ -131,7 +133,3 @@ def _check(
             f"{num_experts}, got ({first}, {last})"
         )
     return first, last
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).replace("torch.", "")

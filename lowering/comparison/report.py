@@ -12,6 +12,7 @@ from torch import Tensor
 from npu_lowering.comparison.causes import CAUSES
 from npu_lowering.comparison.terms import BLOCK, Sums, Terms, add_up, contract
 from npu_lowering.operators.grouped_matmul_finalize_routing.contract import check, check_values
+from npu_lowering.operators.operator import dtype_name
 
 WORST = 5
 """Rows that a report names."""
@@ -151,7 +152,7 @@ def compare(actual: Tensor, x: Tensor, w: Tensor, group_list: Tensor, **kwargs: 
     problem = check(**call)
     shape = (int(problem.output_bs), int(problem.n))
     if actual.dtype not in (torch.float32, torch.bfloat16):
-        got = str(actual.dtype).replace("torch.", "")
+        got = dtype_name(actual.dtype)
         raise TypeError(f"actual must be float32 or bfloat16, got {got}")
     if tuple(actual.shape) != shape:
         raise ValueError(f"actual must be (output_bs, n) = {shape}, got {tuple(actual.shape)}")

@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from npu_lowering.operators.operator import dtype_name
+
 FUSED_TYPE = "GroupedMatmulFinalizeRouting"
 DATA_TYPES = ("Data", "RefData")
 
@@ -63,6 +65,12 @@ def torch_dtype(name: str) -> torch.dtype | None:
     return dtype if isinstance(dtype, torch.dtype) else None
 
 
+def ge_codes() -> dict[torch.dtype, int]:
+    """GE's number of each dtype that torch has, too."""
+    named = {torch_dtype(name): code for code, name in _GE_CODES.items()}
+    return {dtype: code for dtype, code in named.items() if dtype is not None}
+
+
 def ge_code_to_dtype(code: int) -> torch.dtype:
     """The torch dtype of a GE dtype number, as attributes hold it.
 
@@ -98,7 +106,7 @@ class TensorInfo:
     placement: str = ""
 
     def __str__(self) -> str:
-        dtype = "?" if self.dtype is None else str(self.dtype).replace("torch.", "")
+        dtype = "?" if self.dtype is None else dtype_name(self.dtype)
         shape = "[?]" if self.shape is None else f"[{', '.join(map(str, self.shape))}]"
         return f"{dtype}{shape}" + (f" {self.format}" if self.format not in ("", "ND") else "")
 
@@ -205,8 +213,8 @@ def parse(blob: bytes) -> Graph:
     if len(model.graph) != 1:
         raise GraphError(f"the model must hold one graph, it holds {len(model.graph)}")
     graph = model.graph[0]
-    dtype_name = ge_ir_pb2.DataType.Name
-    nodes = tuple(_node(op, dtype_name) for op in graph.op)
+    name_of = ge_ir_pb2.DataType.Name
+    nodes = tuple(_node(op, name_of) for op in graph.op)
     _check_sources(nodes)
     ends = [node for node in nodes if node.type == "NetOutput"]
     if len(ends) != 1:
@@ -216,11 +224,11 @@ def parse(blob: bytes) -> Graph:
         nodes=nodes,
         inputs=_by_index(nodes),
         outputs=tuple(ends[0].inputs.values()),
-        attrs=_attrs(graph.attr, dtype_name),
+        attrs=_attrs(graph.attr, name_of),
     )
 
 
-def _node(op: Any, dtype_name: Any) -> Node:
+def _node(op: Any, name_of: Any) -> Node:
     try:
         inputs, control = _inputs(op)
         return Node(
@@ -228,8 +236,8 @@ def _node(op: Any, dtype_name: Any) -> Node:
             type=op.type,
             inputs=MappingProxyType(inputs),
             control=control,
-            attrs=_attrs(op.attr, dtype_name),
-            outputs=tuple(_info(desc, op.type, dtype_name) for desc in op.output_desc),
+            attrs=_attrs(op.attr, name_of),
+            outputs=tuple(_info(desc, op.type, name_of) for desc in op.output_desc),
         )
     except GraphError as error:
         raise GraphError(f"node {op.name!r} ({op.type}): {error}") from error
@@ -264,15 +272,15 @@ def _source(text: str) -> Source:
     return Source(name, int(index))
 
 
-def _dtype(code: int, dtype_name: Any) -> str:
+def _dtype(code: int, name_of: Any) -> str:
     try:
-        return str(dtype_name(code))
+        return str(name_of(code))
     except ValueError as error:
         raise GraphError(f"{code} is not the number of a dtype of ge.proto") from error
 
 
-def _info(desc: Any, op_type: str, dtype_name: Any) -> TensorInfo:
-    name = _dtype(desc.dtype, dtype_name)
+def _info(desc: Any, op_type: str, name_of: Any) -> TensorInfo:
+    name = _dtype(desc.dtype, name_of)
     meta = desc.attr["_meta"].s.decode() if "_meta" in desc.attr else None
     said = meta is not None or op_type in (*DATA_TYPES, "Const")
     dims: tuple[Any, ...] | None = None
@@ -303,11 +311,11 @@ def _meta_shape(meta: str) -> tuple[Any, ...] | None:
     return tuple(int(dim) if re.fullmatch(r"\d+", dim) else dim for dim in dims)
 
 
-def _attrs(attrs: Any, dtype_name: Any) -> Mapping[str, Any]:
-    return MappingProxyType({name: _attr(value, dtype_name) for name, value in attrs.items()})
+def _attrs(attrs: Any, name_of: Any) -> Mapping[str, Any]:
+    return MappingProxyType({name: _attr(value, name_of) for name, value in attrs.items()})
 
 
-def _attr(attr: Any, dtype_name: Any) -> Any:
+def _attr(attr: Any, name_of: Any) -> Any:
     kind = attr.WhichOneof("value")
     if kind is None:
         return None
@@ -323,7 +331,7 @@ def _attr(attr: Any, dtype_name: Any) -> Any:
     if kind == "list_list_float":
         return tuple(tuple(row.list_f) for row in attr.list_list_float.list_list_f)
     if kind == "t":
-        return _tensor(attr.t, dtype_name)
+        return _tensor(attr.t, name_of)
     value = getattr(attr, kind)
     return value if isinstance(value, (bool, int, float, bytes)) else str(value)
 
@@ -335,9 +343,9 @@ def _text(value: bytes) -> Any:
         return value
 
 
-def _tensor(proto: Any, dtype_name: Any) -> torch.Tensor:
+def _tensor(proto: Any, name_of: Any) -> torch.Tensor:
     """A constant's value: raw bytes, with a dtype and a shape of its own."""
-    name = _dtype(proto.desc.dtype, dtype_name)
+    name = _dtype(proto.desc.dtype, name_of)
     dtype = torch_dtype(name)
     if dtype is None:
         raise GraphError(f"a constant of {name} cannot be held by torch")
@@ -359,7 +367,7 @@ def show_value(value: Any) -> str:
     """An attribute as text; of a large tensor, its dtype and shape."""
     if isinstance(value, torch.Tensor):
         text = str(value.tolist()) if value.numel() <= 8 else f"<{value.numel()} values>"
-        return f"{str(value.dtype).replace('torch.', '')}{list(value.shape)} {text}"
+        return f"{dtype_name(value.dtype)}{list(value.shape)} {text}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
     return repr(value)

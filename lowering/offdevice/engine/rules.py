@@ -16,6 +16,7 @@ import torch
 
 from npu_lowering.offdevice.engine.call import Call
 from npu_lowering.offdevice.engine.graph import FUSED_TYPE, GraphError, Node
+from npu_lowering.operators.operator import dtype_name
 
 REQUIRED = ("x", "w", "scale", "group_list", "row_index", "logit", "shared_input")
 _RANKS = {
@@ -132,11 +133,11 @@ def _rank(name: str, rank: int) -> Rule:
 
 
 def _dtype(name: str, dtypes: tuple[torch.dtype, ...]) -> Rule:
-    listed = " or ".join(str(dtype).replace("torch.", "") for dtype in dtypes)
+    listed = " or ".join(dtype_name(dtype) for dtype in dtypes)
     return Rule(
         f"dtype of {name}",
         lambda o: name not in o.tensors or o.tensors[name].dtype in dtypes,
-        lambda o: f"{name} must be {listed}, got {str(o.tensors[name].dtype)[6:]}",
+        lambda o: f"{name} must be {listed}, got {dtype_name(o.tensors[name].dtype)}",
     )
 
 

@@ -24,7 +24,7 @@ LIBRARY_VARIABLE = "NPU_LOWERING_LIBRARY"
 PATHS = ("avx512vnni", "avxvnni", "avx2", "neon", "c")
 
 # Beside the package's own __init__.py, whether it was installed or is linked from a work tree.
-_LIBRARY = Path(__file__).parents[2] / "libgrouped_matmul.so"
+_LIBRARY = Path(__file__).parents[2] / "csrc" / "libgrouped_matmul.so"
 
 
 class _Call(ctypes.Structure):
