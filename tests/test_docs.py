@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 SECTIONS = re.split(r"^## ", (ROOT / "docs" / "errors.md").read_text(encoding="utf-8"), flags=re.M)
 OURS = ("From the operator", "From lowering", "From the environment")
 # Messages of torch, torch_npu and TorchAIR, which are quoted as they print them.
-THEIRS = ("(TorchAIR)", "Failed to load the backend", "libhccl.so", "anything else")
+THEIRS = ("(TorchAIR)", "(torch_npu)", "Failed to load the backend", "libhccl.so", "anything else")
+OFFDEVICE = ("lowering/offdevice", "lowering/offdevice/engine", "lowering/offdevice/process")
 
 
 def quoted():
@@ -29,7 +30,7 @@ def quoted():
 
 def sources():
     """Every message, as it is written: adjacent literals joined."""
-    folders = ("lowering", "lowering/offdevice", "converters")
+    folders = ("lowering", *OFFDEVICE, "converters")
     text = "".join(
         path.read_text(encoding="utf-8") for f in folders for path in (ROOT / f).glob("*.py")
     )

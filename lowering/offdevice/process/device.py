@@ -11,6 +11,7 @@ from typing import Any
 
 from npu_lowering.offdevice.process import (
     accelerator,
+    amp,
     profiler,
     refusals,
     runtime,
@@ -32,6 +33,7 @@ def play() -> None:
     for name, value in names.items():
         setattr(npu, name, value)
     accelerator.play()
+    amp.play()
     profiler.play()
     refusals.refuse_what_is_not_played(set(names))
     _is_played = True

@@ -76,8 +76,9 @@ def without_device() -> None:
     # Tensors of a file that was written on an NPU come to the CPU, the only place there is.
     serialization.RE_MAP_CPU = True
     # By which Meta functions of torch_npu choose; vllm-ascend asks at start-up.
-    c: Any = importlib.import_module("torch_npu._C")
-    c._npu_get_soc_version = lambda: _SOC_VERSION
+    for name, module in list(sys.modules.items()):
+        if name.startswith("torch_npu.") and "get_soc_version" in vars(module):
+            vars(module)["get_soc_version"] = lambda: _SOC_VERSION
     supported = torch._C._autograd._supported_activities
     own = {torch.profiler.ProfilerActivity.PrivateUse1}
     torch._C._autograd._supported_activities = lambda: supported() - own

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,10 +30,12 @@ class profile(torch.profiler.profile):  # noqa: N801 -- the name it is called by
 def schedule(
     *, wait: int, active: int, warmup: int = 0, repeat: int = 0, skip_first: int = 0, **kwargs: Any
 ) -> Callable[[int], torch.profiler.ProfilerAction]:
-    """Torch's, whose ``warmup`` has no default."""
-    return torch.profiler.schedule(
-        wait=wait, warmup=warmup, active=active, repeat=repeat, skip_first=skip_first, **kwargs
-    )
+    """Torch's, whose ``warmup`` has no default and which warns of none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.profiler.schedule(
+            wait=wait, warmup=warmup, active=active, repeat=repeat, skip_first=skip_first, **kwargs
+        )
 
 
 def tensorboard_trace_handler(

@@ -52,12 +52,8 @@ def refuse_devices() -> None:
     _put(npu, "_lazy_init", _no_device)
     for name in _EARLY:
         _put(npu, name, _no_device)
-    import torch
-
-    for backend in ("HCCL", "LCCL"):
-        plugins = getattr(torch.distributed.Backend, "_plugins", {})
-        if backend in plugins:  # pragma: no branch
-            plugins[backend] = plugins[backend]._replace(creator_fn=_no_device)
+    _put(importlib.import_module("torch_npu.profiler"), "profile.__new__", _no_device)
+    _refuse_process_groups(lambda _: _no_device)
 
 
 def refuse_what_is_not_played(played: set[str]) -> None:
@@ -66,6 +62,15 @@ def refuse_what_is_not_played(played: set[str]) -> None:
     for name in _EARLY:
         if name.split(".")[0] not in played:
             _put(npu, name, _not_played(f"torch.npu.{name.split('.')[0]}"))
+    _refuse_process_groups(lambda backend: _not_played(f"the backend {backend.lower()}"))
+
+
+def _refuse_process_groups(refusal: Callable[[str], Callable[..., Any]]) -> None:
+    import torch
+
+    plugins = getattr(torch.distributed.Backend, "_plugins", {})
+    for backend in {"HCCL", "LCCL"} & plugins.keys():
+        plugins[backend] = plugins[backend]._replace(creator_fn=refusal(backend))
 
 
 def refuse_operators() -> None:

@@ -102,7 +102,9 @@ def acting_for_users(
 
 
 def _is_torchs(module: str | None) -> bool:
-    return module is not None and (module == "torch" or module.startswith("torch."))
+    """Whether a module is torch's; torch.npu is a name of torch_npu's."""
+    top, second = f"{module}.".split(".")[:2]
+    return top == "torch" and second != "npu"
 
 
 def _seed(seed: int) -> None:
