@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from npu_lowering.offdevice.capture import played as capture
 from npu_lowering.offdevice.process import (
     accelerator,
     amp,
     profiler,
     refusals,
     runtime,
-    streams,
     tensors,
 )
 
@@ -32,13 +32,14 @@ def play() -> None:
     names = played()
     for name, value in names.items():
         setattr(npu, name, value)
+    capture.play()
     accelerator.play()
     amp.play()
     profiler.play()
-    refusals.refuse_what_is_not_played(set(names))
+    refusals.refuse_what_is_not_played(set(names) | capture.names())
     _is_played = True
 
 
 def played() -> dict[str, Any]:
     """What plays each name of ``torch.npu``."""
-    return {**runtime.played(), **streams.played()}
+    return runtime.played()

@@ -18,7 +18,7 @@ _CORES = 20, 40  # for matrices and for vectors
 _NOTHING = (
     "_lazy_init empty_cache init ipc_collect reset_accumulated_memory_stats "
     "reset_max_memory_allocated reset_max_memory_cached reset_peak_memory_stats set_compile_mode "
-    "set_device set_per_process_memory_fraction synchronize"
+    "set_device set_per_process_memory_fraction"
 )
 _NONE_USED = (
     "max_memory_allocated max_memory_cached max_memory_reserved memory_allocated memory_cached "
@@ -29,6 +29,19 @@ _TRUE = "is_bf16_supported is_initialized is_jit_compile_false"
 _is_traced: Callable[[], bool] = getattr(
     torch.compiler, "is_dynamo_compiling", torch._dynamo.is_compiling
 )
+
+
+class _Context:
+    """Enters nothing and leaves nothing: a device where there is only one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
 
 
 def played() -> dict[str, Any]:
@@ -45,6 +58,7 @@ def played() -> dict[str, Any]:
         **{name: constant(0) for name in _NONE_USED.split()},
         **{name: constant(True) for name in _TRUE.split()},
         "is_available": for_users(True, False),
+        "device": type("device", (_Context,), {}),
         "device_count": for_users(1, 0),
         "current_device": constant(0),
         "default_generators": (torch.default_generator,),
