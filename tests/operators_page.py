@@ -5,12 +5,21 @@ import re
 
 from npu_lowering.operators import OPERATORS
 
-HEAD = """# The operators
-
-Made from the records in lowering/operators/ by `python tests/operators_page.py`; a test compares it. Each operator has a CPU kernel, which computes its node in a lowered graph as well, and a fake.
-"portable" runs it on every device that is neither CPU nor NPU; "decomposes" gives it as core ATen ops; "derivative" says which arguments a gradient flows to. What is not supported is refused by a sentence, never ignored.
-`help(npu_lowering.NAME)` prints an operator's documentation: shapes, dtypes, the order of its arithmetic, errors, and what it was read in.
-"""
+HEAD = "\n".join(
+    (
+        "# The operators",
+        "",
+        "Made from the records in lowering/operators/ by `python tests/operators_page.py`; a test "
+        "compares it. Each operator has a CPU kernel,",
+        "which computes its node in a lowered graph as well, and a fake. "
+        '"portable" runs it on every device that is neither CPU nor NPU; "decomposes" gives',
+        'it as core ATen ops; "derivative" says which arguments a gradient flows to. What is not '
+        "supported is refused by a sentence, never ignored.",
+        "`help(npu_lowering.NAME)` prints an operator's documentation: shapes, dtypes, the order "
+        "of its arithmetic, errors, and what it was read in.",
+        "",
+    )
+)
 
 
 def page():
