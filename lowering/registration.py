@@ -80,7 +80,16 @@ def kernels(operator: Operator) -> dict[str, Kernel]:
     }
     if operator.portable is not None:
         found["CompositeExplicitAutograd"] = _computing(operator, operator.portable)
-    return found
+    return {key: _hidden(kernel) for key, kernel in found.items()}
+
+
+def _hidden(kernel: Kernel) -> Kernel:
+    """Where Dynamo skips a frame of the user's, it would compile what that calls: us, op by op."""
+
+    def hidden(*args: Any, **kwargs: Any) -> Any:
+        return kernel(*args, **kwargs)
+
+    return torch_internals.hide_from_dynamo(hidden)  # type: ignore[no-any-return]
 
 
 def withdraw() -> None:

@@ -6,6 +6,8 @@ When a release of torch moves one of them, this is the one place to look.
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -48,7 +50,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 def is_compiling() -> bool:
     """Whether Dynamo is tracing the caller."""
-    return bool(torch._dynamo.is_compiling())
+    return torch.compiler.is_dynamo_compiling()
 
 
 def allow_in_graph(function: Any) -> Any:
@@ -61,6 +63,29 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if device.type == "meta" or not torch._C._is_any_autocast_enabled():
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def hide_from_dynamo(function: Any) -> Any:
+    """Keeps Dynamo from compiling a function and all that it calls, where it has skipped a frame.
+
+    By a mark on its code, which costs a call nothing and imports no Dynamo; torch before 2.8 has
+    no such mark, and there a wrapper does it once Dynamo is imported.
+    """
+    from torch._C._dynamo import eval_frame
+
+    if hasattr(eval_frame, "set_code_exec_strategy"):
+        skip = eval_frame._FrameAction.SKIP
+        strategy = eval_frame._FrameExecStrategy(skip, skip)
+        eval_frame.set_code_exec_strategy(function.__code__, strategy)
+        return function
+
+    @functools.wraps(function)
+    def hidden(*args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        return torch._dynamo.disable(function)(*args, **kwargs)
+
+    return hidden
 
 
 # The dispatcher

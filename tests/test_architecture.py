@@ -25,7 +25,7 @@ ARROWS = {
     "errors": (),
     "torch_internals": (),
     "operators.operator": (),
-    "operators.checking": ("operators.operator",),
+    "operators.checking": ("operators.operator", "torch_internals"),
     "operators.exact": ("torch_internals",),
     "operators.derivative": ("operators.operator", "torch_internals"),
     f"{FUSED}.schema": (),

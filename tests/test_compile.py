@@ -234,3 +234,36 @@ def test_no_decomposition_is_global(op):
     assert op.default not in decomposition_table
     assert op.default not in core_aten_decompositions()
     assert npu_lowering.decompositions() is not npu_lowering.decompositions()
+
+
+@pytest.mark.parametrize("made", [call, fractal_nz])
+def test_the_decomposition_compiles_to_one_graph_for_all_sizes(made, op):
+    """The natural way on a GPU: Dynamo traces the decomposition itself, its checks included."""
+    counting = Counting()
+    decomposed = npu_lowering.decompositions()[op.default]
+    compiled = torch.compile(decomposed, backend=counting, dynamic=True, fullgraph=True)
+    for m in (24, 31, 40, 57, 100):
+        case = made(m=m)
+        assert_same(compiled(**case), op(**case))
+    assert len(counting.graphs) == 1
+    with pytest.raises(Exception, match="output_bs must be 0 or None, for m, or in"):
+        compiled(**call(m=24, output_bs=25))
+
+
+def test_dynamo_compiles_none_of_our_frames(op):
+    """Where it skips a frame of the user's, it is still on while the operator runs."""
+    from torch._dynamo.utils import counters
+
+    case = call()
+
+    def breaks():
+        try:
+            torch._dynamo.graph_break()
+            return op(**case)
+        finally:
+            pass
+
+    expected = op(**case)
+    counters.clear()
+    assert_same(torch.compile(breaks, backend="eager")(), expected)
+    assert counters["frames"]["total"] <= 2, dict(counters["frames"])  # the user's, and its rest

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from npu_lowering.operators.operator import described, dtype_name
+from npu_lowering.torch_internals import is_compiling
 
 # Under a tracer a size may be a SymInt, which torch's own annotations call an int as well.
 Size = int
@@ -24,9 +25,16 @@ def is_symbolic(size: object) -> bool:
     return isinstance(size, torch.SymInt)
 
 
-def require(error: type[Exception], condition: bool, message: Callable[[], str]) -> None:
+def require(
+    error: type[Exception], condition: bool | torch.SymBool, message: Callable[[], str]
+) -> None:
     """As torch._check; a condition on symbols becomes a guard or a runtime assertion there."""
-    if condition is not True:
+    if isinstance(condition, bool):
+        if not condition:
+            raise error(message())
+    elif is_compiling():  # Dynamo takes no message that closes over a size
+        torch._check(condition)
+    else:
         torch._check_with(error, condition, message)
 
 

@@ -182,6 +182,12 @@ class Operator:
         """Of ``check``, and so of the operator."""
         return inspect.signature(self.check)
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Their names, in order; from the code, which Dynamo can follow."""
+        code = self.check.__code__
+        return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
     @functools.cached_property
     def written(self) -> tuple[str, ...]:
         """The arguments that it writes, whether its schema says so or not."""
@@ -201,16 +207,17 @@ class Operator:
 
         An argument that is not known here may be None; anything else is refused by its name.
         """
-        unknown = kwargs.keys() - self.signature.parameters.keys()
-        for name in sorted(unknown):
+        unknown = [name for name in kwargs if name not in self.arguments]
+        for name in unknown:
             if kwargs[name] is not None:
                 self.refuse_unknown(name, kwargs[name])
-            del kwargs[name]
+        if unknown:
+            kwargs = {name: value for name, value in kwargs.items() if name not in unknown}
         return self.check(*args, **kwargs)
 
     def by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments that are given, by name."""
-        return {**dict(zip(self.signature.parameters, args)), **kwargs}
+        return {**dict(zip(self.arguments, args)), **kwargs}
 
     def refuse_unknown(self, name: str, value: object) -> NoReturn:
         """Refuse an argument that a newer torch_npu's schema has."""

@@ -14,6 +14,9 @@ from npu_lowering.operators.exact import EXACT_K, without_autocast
 from npu_lowering.operators.grouped_matmul_finalize_routing import fractal_nz, schema
 from npu_lowering.operators.grouped_matmul_finalize_routing.contract import Problem
 
+# k-rows of a part below which there is nothing to save.
+_SMALLEST_PART = 64
+
 # Inductor's C++ for one thread stores whole rows where it has to add them: wrong sums, unsaid.
 # Found in 2.6; element by element it adds.
 _ROWS_ARE_STORED = torch.__version__.startswith(("2.5.", "2.6."))
@@ -92,11 +95,16 @@ def _grouped_matmul(problem: Problem, ends: Tensor, group: Tensor) -> Tensor:
     place = first[group] * size + torch.arange(m, device=x.device) - starts[group]
 
     acc = torch.zeros((), dtype=torch.int32, device=x.device)
-    for start in range(0, k, EXACT_K):
-        part = slice(start, min(start + EXACT_K, k))
+    # Two copies of the weights' part are alive, one of them in float32: a thirty-second of k each time
+    # keeps them below the weights themselves.
+    step = max(_SMALLEST_PART, min(EXACT_K, k // 32))
+    for start in range(0, k, step):
+        part = slice(start, min(start + step, k))
         with without_autocast(x.device):
             products = torch.bmm(x[:, part][row].float(), w[:, part][expert].float())
-        acc = acc + products.int().flatten(0, 1)[place]
+        # The rows that count, before they are made integers: there are half as many at most.
+        acc = acc + products.flatten(0, 1)[place].int()
+        del products
     return acc
 
 
