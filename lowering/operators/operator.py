@@ -23,6 +23,9 @@ NAMESPACE = "npu"
 MutableTensor = Tensor
 """A tensor that the operator writes: ``Tensor(a!)``, the next of them ``Tensor(b!)``."""
 
+IntPair = Sequence[int]
+"""Two integers, or none: ``int[2]``."""
+
 Result = Union[Tensor, Sequence[Tensor], None]
 Stage = Callable[[Any], Result]
 """From a checked call to its result: real tensors, fake ones, or a graph's."""
@@ -35,6 +38,7 @@ _TYPES = {
     "MutableTensor": "Tensor({}!)",
     "Sequence[Tensor]": "Tensor[]",
     "Sequence[int]": "int[]",
+    "IntPair": "int[2]",
     "Sequence[float]": "float[]",
     "int": "int",
     "float": "float",
