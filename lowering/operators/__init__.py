@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from npu_lowering.operators import (
+    dequant_swiglu_quant,
     dynamic_quant,
     format_cast,
     grouped_matmul,
@@ -20,6 +21,7 @@ from npu_lowering.operators.operator import Operator
 OPERATORS: tuple[Operator, ...] = (
     grouped_matmul_finalize_routing.OPERATOR,
     format_cast.OPERATOR,
+    dequant_swiglu_quant.OPERATOR,
     dynamic_quant.OPERATOR,
     grouped_matmul.OPERATOR,
     moe_finalize_routing.OPERATOR,
