@@ -135,6 +135,32 @@ def check_devices(first: str, tensors: Mapping[str, Tensor | None]) -> None:
             )
 
 
+def check_indices(name: str, values: Tensor, first: int | None, end: int) -> None:
+    """Hold the values of indices to ``[first, end)``; for kernels, since it reads data.
+
+    Args:
+        name: of the argument.
+        values: any shape.
+        first: the least, None where a negative one means something of its own.
+        end: one more than the largest.
+
+    Raises:
+        IndexError: one lies outside; the message names the first.
+    """
+    if not values.numel():
+        return
+    flat = values.reshape(-1)
+    outside = flat >= end if first is None else (flat >= end) | (flat < first)
+    if not bool(outside.any()):
+        return
+    place = int(outside.nonzero()[0])
+    allowed = f"be less than {end}" if first is None else f"lie in [{first}, {end})"
+    raise IndexError(
+        f"{name} must {allowed}, got {name}[{place}] = {int(flat[place])} (counted in the flat "
+        "tensor)"
+    )
+
+
 # Some schemas say int where they mean a dtype: the number that torch gives it.
 _DTYPE_CODES = {
     1: torch.int8,
