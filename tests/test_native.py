@@ -307,6 +307,14 @@ def test_inputs_as_they_are(change, k):
     check(out, arguments, **changed)
 
 
+@pytest.mark.usefixtures("path")
+def test_one_panel_of_columns_in_tiles():
+    """Where k is contiguous within a tile only, the tiles being next to each other or not."""
+    out, arguments = problem([2, 13, 1], 40, 32)
+    for order in ((0, 1, 2, 4, 3), (0, 1, 4, 2, 3)):
+        check(out, arguments, w=_lay_out(to_nz(arguments["w"]), order))
+
+
 class _Guarded:
     """Memory whose last page cannot be touched; tensors are laid against it."""
 
@@ -366,7 +374,9 @@ def test_nothing_is_touched_past_an_end(guarded, threads, counts, k, n):
     native.grouped_matmul_combine(result, **placed)
     assert torch.equal(result, expected)
     w = arguments["w"]
-    others = [guarded(w.transpose(1, 2).contiguous()).transpose(1, 2)]
+    columns = w.transpose(1, 2).contiguous()
+    others = [guarded(columns).transpose(1, 2)]
+    others.append(guarded(columns.repeat_interleave(2, 2))[:, :, ::2].transpose(1, 2))
     if n % 32 == 0:
         others.append(guarded(to_nz(w)))
     for other in others:
