@@ -76,10 +76,24 @@ def test_other_backends_and_eager_take_what_torch_chooses(backend, q):
     assert any("flash_attention_for_cpu" in name for name in seen) or TORCH < (2, 2)
 
 
-def test_npugraph_ex_traces_it_so_too(torchair):
-    del torchair
-    from npu_lowering.offdevice.process import attention
-
-    npugraph_ex = pytest.importorskip("npugraph_ex", reason="a release without npugraph_ex")
-    compiler = npugraph_ex.npu_fx_compiler
+NPUGRAPH_EX = """
+import sys
+from npu_lowering import offdevice
+offdevice.install()
+from npu_lowering.offdevice.process import attention
+try:
+    import npugraph_ex
+except ImportError:
+    print("a release without it")
+else:
+    assert "npugraph_ex.npu_fx_compiler" not in sys.modules
+    npugraph_ex.get_npu_backend
+    compiler = sys.modules["npugraph_ex.npu_fx_compiler"]
     assert compiler.aot_module_simplified.__globals__ is vars(attention)
+    assert compiler.aot_module_simplified.__wrapped__.__globals__ is not vars(attention)
+"""
+
+
+@pytest.mark.usefixtures("found")
+def test_npugraph_ex_traces_it_so_too(python):
+    python("-c", NPUGRAPH_EX)

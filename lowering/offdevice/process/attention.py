@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 # Where TorchAIR and npugraph_ex hand a model of Dynamo's to AOTAutograd, which chooses.
-_TRACING = (
-    "torchair.npu_fx_compiler",
-    "torchair.inference._cache_compiler",
-    "npugraph_ex.npu_fx_compiler",
-)
+_TRACING = ("torchair.npu_fx_compiler", "torchair.inference._cache_compiler")
+_LAZY = "npugraph_ex"
+_chosen: list[Any] = []
 _FUNCTIONS = ("aot_module_simplified", "aot_module_simplified_joint")
 
 
@@ -27,12 +26,35 @@ def choose_what_lowers() -> None:
     """
     for name in _TRACING:
         try:
-            module: Any = importlib.import_module(name)
+            module = importlib.import_module(name)
         except ImportError:  # of another release
             continue
-        for function in _FUNCTIONS:
-            if hasattr(module, function):
-                setattr(module, function, _without_flash(getattr(module, function)))
+        _choose(module)
+    if _LAZY in sys.modules:  # pragma: no branch -- newer releases
+        # Imported where it is first used, and not before: it stays to the end of the process.
+        lazy = type(sys.modules[_LAZY])
+        setattr(lazy, "__getattr__", _choosing(lazy.__getattr__))  # noqa: B010 -- for mypy
+
+
+def _choosing(get: Callable[..., Any]) -> Callable[..., Any]:
+    """An access to an attribute, of which the first imports the module."""
+
+    @functools.wraps(get)
+    def getting(self: Any, name: str) -> Any:
+        value = get(self, name)
+        compiler = sys.modules.get(f"{_LAZY}.npu_fx_compiler")
+        if compiler is not None and compiler not in _chosen:
+            _choose(compiler)
+        return value
+
+    return getting
+
+
+def _choose(module: Any) -> None:
+    _chosen.append(module)
+    for function in _FUNCTIONS:
+        if hasattr(module, function):
+            setattr(module, function, _without_flash(getattr(module, function)))
 
 
 def _without_flash(trace: Callable[..., Any]) -> Callable[..., Any]:
