@@ -48,7 +48,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The public function of an operator, made when it is first asked for."""
     record = _BY_NAME.get(name)
-    if record is None:
+    if record is None or record.function is not None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = function = _public(record.check, name, object)
     return function
@@ -56,4 +56,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """What there is, the operators' functions included."""
-    return sorted({*globals(), *(name for name in _BY_NAME if "." not in name)})
+    return sorted(
+        {
+            *globals(),
+            *(
+                name
+                for name, record in _BY_NAME.items()
+                if "." not in name and record.function is None
+            ),
+        }
+    )

@@ -20,12 +20,10 @@ environment.keep_torch_importable()  # has to come before torch does
 import torch  # noqa: E402
 
 from npu_lowering import torch_internals  # noqa: E402
-from npu_lowering.operators import OPERATORS, derivative  # noqa: E402
-from npu_lowering.operators.operator import NAMESPACE, Operator, Stage  # noqa: E402
+from npu_lowering.operators import OPERATORS, TRACED, derivative  # noqa: E402
+from npu_lowering.operators.operator import NAMESPACE, OWN_NAMESPACE, Operator, Stage  # noqa: E402
 
 Kernel = Callable[..., Any]
-
-OWN_NAMESPACE = "npu_lowering"
 
 # Where the registration is kept: on torch.library, which outlives a reload of this module and a
 # second copy of it. What a Library registered goes when the Library goes.
@@ -52,23 +50,27 @@ def register() -> None:
         return
     if environment.is_installed() and environment.has_cann():
         _import_torch_npu()
-    own = torch.library.Library(OWN_NAMESPACE, "FRAGMENT")
+    libraries = {
+        namespace: torch.library.Library(namespace, "FRAGMENT")
+        for namespace in (NAMESPACE, OWN_NAMESPACE)
+    }
+    registration.libraries.extend(libraries.values())
+    own = libraries[OWN_NAMESPACE]
     own.define(derivative.REFUSAL)
     own.impl("no_derivative", derivative.refuse, "CompositeExplicitAutograd")
     own.impl("no_derivative", derivative.refuse_fake, "Meta")
-    definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
-    library = torch.library.Library(NAMESPACE, "IMPL")
-    registration.libraries.extend((own, definitions, library))
     defining = environment.current() != environment.ATTACHED
     for operator in OPERATORS:
         if not is_defined(operator.qualname):
-            if operator.is_torch_npus or not defining:
+            theirs = operator.namespace == NAMESPACE
+            if theirs and (operator.is_torch_npus or not defining):
                 # Beside a torch_npu that lacks an operator, nothing is defined under its name.
                 continue
-            definitions.define(operator.schema)
+            libraries[operator.namespace].define(operator.schema)
             registration.owned.add(operator.qualname)
         for key, kernel in kernels(operator).items():
-            _impl(library, operator, kernel, key)
+            _impl(libraries[operator.namespace], operator, kernel, key)
+    _replace_torch_npus_function()
 
 
 def kernels(operator: Operator) -> dict[str, Kernel]:
@@ -103,11 +105,10 @@ def withdraw() -> None:
         torch_internals.destroy(library)
     registration.libraries.clear()
     registration.owned.clear()
-    namespace = getattr(torch.ops, NAMESPACE)
     for operator in OPERATORS:
         packet, _, overload = operator.name.partition(".")
-        namespace.__dict__.pop(packet, None)
-        torch_internals.forget_signature(f"{NAMESPACE}::{packet}", overload)
+        getattr(torch.ops, operator.namespace).__dict__.pop(packet, None)
+        torch_internals.forget_signature(f"{operator.namespace}::{packet}", overload)
     getattr(torch.ops, OWN_NAMESPACE).__dict__.pop("no_derivative", None)
 
 
@@ -165,6 +166,18 @@ def _with_fallback(operator: Operator, ours: Kernel) -> Kernel:
         return (ours if is_ours else upstream)(*args, **kwargs)
 
     return kernel
+
+
+def _replace_torch_npus_function() -> None:
+    """Let ``torch_npu.NAME`` be our public function where that serves a traced size.
+
+    A user's script calls that name, and torch_npu's own function would specialise the size. Eagerly
+    ours calls the same operator.
+    """
+    torch_npu = sys.modules.get("torch_npu")
+    for name, function in TRACED.items():
+        if hasattr(torch_npu, name):
+            setattr(torch_npu, name, function)
 
 
 def _registration() -> _Registration:

@@ -53,6 +53,37 @@ def is_compiling() -> bool:
     return torch.compiler.is_dynamo_compiling()
 
 
+def is_tracing() -> bool:
+    """Whether Dynamo or torch.export is tracing the caller."""
+    return torch.compiler.is_compiling()
+
+
+def bounds(size: Any) -> tuple[int, int | None]:
+    """The least and the largest value that a symbolic size may have; None where there is none.
+
+    What torch knows of each symbol, and what the guards that were taken so far say of it.
+    """
+    if not isinstance(size, torch.SymInt):
+        return int(size), int(size)
+    import sympy
+    from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+    node = size.node
+    ranges = {symbol: node.shape_env.bound_sympy(symbol) for symbol in node.expr.free_symbols}
+    for guard in node.shape_env.guards:
+        together = isinstance(guard.expr, sympy.And)
+        for relation in guard.expr.args if together else (guard.expr,):
+            symbol, limit = [*getattr(relation, "args", ()), None, None][:2]
+            if symbol in ranges and getattr(limit, "is_Integer", False):
+                if isinstance(relation, sympy.Le):
+                    ranges[symbol] &= ValueRanges(0, limit)
+                elif isinstance(relation, sympy.Ge):
+                    ranges[symbol] &= ValueRanges(limit, ranges[symbol].upper)
+    found = bound_sympy(node.expr, ranges)
+    lower = int(found.lower) if found.lower.is_Integer else 0
+    return max(lower, 0), int(found.upper) if found.upper.is_Integer else None
+
+
 def allow_in_graph(function: Any) -> Any:
     """Makes a call of a function one call in Dynamo's graph."""
     return torch._dynamo.allow_in_graph(function)

@@ -1,4 +1,4 @@
-"""docs/operators.md, made from the records: ``python tests/operators_page.py > docs/operators.md``."""
+"""Makes docs/operators.md from the records: ``python tests/operators_page.py``."""
 
 import inspect
 import re

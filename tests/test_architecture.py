@@ -46,7 +46,7 @@ ARROWS = {
         "operators.operator",
         *of_fused("contract", "decomposition"),
     ),
-    FUSED: ("operators.operator", FUSED),
+    FUSED: ("operators.checking", "operators.operator", "torch_internals", FUSED),
     # Records share arithmetic: a fused operator takes its parts from the files that have them.
     "operators": ("operators", "torch_internals"),
     "limits": ("operators",),
@@ -54,7 +54,7 @@ ARROWS = {
     "comparison": ("operators",),
     "registration": ("environment", "operators", "torch_internals"),
     "state": ("environment", "operators", "registration", "version"),
-    "converters": ("limits", "operators", "registration"),
+    "converters": ("limits", "operators", "registration", "torch_internals"),
     "offdevice.probe": ("environment", "errors"),
     "offdevice.standins": ("errors", "offdevice.probe", "version"),
     "offdevice.engine": ("operators",),
@@ -183,7 +183,7 @@ def test_only_converters_and_offdevice_name_torchair():
 
 # torch._check and its kin, and torch._dynamo.reset, are documented.
 PRIVATE = re.compile(
-    r"\btorch\._(?!check|dynamo\.reset|_version__|_file__)|torch(\.\w+)+\._"
+    r"\btorch\._(?!check|dynamo\.reset|dynamo\.mark_dynamic|_version__|_file__)|torch(\.\w+)+\._"
     r"|from torch\._|from torch\.\w+\._"
 )
 

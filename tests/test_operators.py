@@ -102,6 +102,8 @@ def parameters(signature):
 @every_operator
 def test_the_schema_is_torch_npus(name):
     """Character for character, as torch_npu 2.13 prints it."""
+    if TESTED[name].operator.namespace != "npu":
+        return  # ours alone
     known = SCHEMAS.read_text(encoding="utf-8").splitlines()
     parsed = torch._C.parse_schema(f"npu::{TESTED[name].operator.schema}")
     assert str(parsed) in {str(torch._C.parse_schema(line)) for line in known}
@@ -113,9 +115,9 @@ def test_signatures_equal_the_schema(name):
     parsed = torch._C.parse_schema(f"npu::{operator.schema}")
     expected = [(a.name, a.kwarg_only, a.default_value) for a in parsed.arguments]
     assert parameters(operator.signature) == expected
-    if "." not in name:
-        public = getattr(npu_lowering, name)
-        assert public.__name__ == name
+    if "." not in name and operator.function != "":
+        public = getattr(npu_lowering, operator.function or name)
+        assert public.__name__ == operator.function or name
         assert parameters(inspect.signature(public)) == expected
         assert inspect.getdoc(public) == inspect.getdoc(operator.check)
 
@@ -157,7 +159,7 @@ def test_eager_equals_the_oracle(name, sample, case):
 
         def public(case):
             args, kwargs = split(record.operator, case)
-            return getattr(npu_lowering, name)(*args, **kwargs)
+            return getattr(npu_lowering, record.operator.function or name)(*args, **kwargs)
 
         assert_equal(record, case, outcome(name, case, public), result)
 

@@ -146,9 +146,9 @@ def _operators() -> list[Any]:
 
     from npu_lowering.operators import OPERATORS
 
-    made = vars(getattr(torch.ops, _NAMESPACE))
-    packets = dict.fromkeys(operator.packet for operator in OPERATORS)
-    return [made[name] for name in packets if name in made]
+    packets = dict.fromkeys((operator.namespace, operator.packet) for operator in OPERATORS)
+    made = [(vars(getattr(torch.ops, namespace)), name) for namespace, name in packets]
+    return [found[name] for found, name in made if name in found]
 
 
 def _renew(packets: list[Any]) -> None:
@@ -158,8 +158,8 @@ def _renew(packets: list[Any]) -> None:
     """
     import torch
 
-    namespace = getattr(torch.ops, _NAMESPACE)
     for old in packets:
+        namespace = getattr(torch.ops, old._qualified_op_name.partition("::")[0])
         new = getattr(namespace, old.__name__)
         overloads = {name: vars(old)[name] for name in old.overloads() if name in vars(old)}
         for name, overload in overloads.items():

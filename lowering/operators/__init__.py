@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Callable
+
 from npu_lowering.operators import (
     dequant_swiglu_quant,
     dynamic_quant,
@@ -21,6 +23,7 @@ from npu_lowering.operators.operator import Operator
 
 OPERATORS: tuple[Operator, ...] = (
     grouped_matmul_finalize_routing.OPERATOR,
+    grouped_matmul_finalize_routing.TRACED,
     format_cast.OPERATOR,
     dequant_swiglu_quant.OPERATOR,
     dynamic_quant.OPERATOR,
@@ -42,3 +45,10 @@ OPERATORS: tuple[Operator, ...] = (
 
 BY_NAME = {operator.name: operator for operator in OPERATORS}
 """The same, by name."""
+
+TRACED: dict[str, Callable[..., Any]] = {
+    grouped_matmul_finalize_routing.NAME: (
+        grouped_matmul_finalize_routing.npu_grouped_matmul_finalize_routing
+    ),
+}
+"""Public functions that call another operator than their namesake while sizes are traced."""

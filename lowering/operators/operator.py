@@ -8,16 +8,17 @@ once, as Python: the schema is derived from it.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, NoReturn, ParamSpec, Protocol, TypeVar, Union
 
 import torch
 from torch import Tensor
 
 NAMESPACE = "npu"
+OWN_NAMESPACE = "npu_lowering"
+"""Of operators that torch_npu does not have."""
 
 # Annotations of a signature that Python has no type of its own for.
 MutableTensor = Tensor
@@ -25,6 +26,9 @@ MutableTensor = Tensor
 
 IntPair = Sequence[int]
 """Two integers, or none: ``int[2]``."""
+
+SymInt = int
+"""A size that stays a symbol while it is traced."""
 
 Result = Union[Tensor, Sequence[Tensor], None]
 Stage = Callable[[Any], Result]
@@ -140,10 +144,14 @@ class Operator:
             exceeds.
         is_torch_npus: whether torch_npu alone defines it, so that it is not there without.
         writes: arguments that it writes although its schema does not say so.
+        namespace: npu, or npu_lowering for an operator of this package's own.
+        function: the name of its public function; None for its own name, "" for none.
         summary: what it computes, in one line.
         unsupported: arguments, or values of them, that are refused by a sentence.
         exactness: how exact the result is.
         source: where the arithmetic was read.
+        signature: of ``check``, and so of the operator.
+        arguments: their names, in order.
     """
 
     name: str
@@ -160,15 +168,24 @@ class Operator:
     limits: Callable[[Any], list[str]] | None = None
     is_torch_npus: bool = False
     writes: tuple[str, ...] = ()
+    namespace: str = NAMESPACE
+    function: str | None = None
     summary: str = ""
     unsupported: str = ""
     exactness: str = ""
     source: str = ""
+    signature: inspect.Signature = field(init=False, repr=False)
+    arguments: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Read what ``check`` says once; attributes are what Dynamo follows."""
+        object.__setattr__(self, "signature", inspect.signature(self.check))
+        object.__setattr__(self, "arguments", tuple(self.signature.parameters))
 
     @property
     def qualname(self) -> str:
         """The name with its namespace."""
-        return f"{NAMESPACE}::{self.name}"
+        return f"{self.namespace}::{self.name}"
 
     @property
     def packet(self) -> str:
@@ -179,20 +196,9 @@ class Operator:
     def overload(self) -> Any:
         """The overload that the dispatcher has, whoever defined it."""
         name, _, overload = self.name.partition(".")
-        return getattr(getattr(getattr(torch.ops, NAMESPACE), name), overload or "default")
-
-    @functools.cached_property
-    def signature(self) -> inspect.Signature:
-        """Of ``check``, and so of the operator."""
-        return inspect.signature(self.check)
+        return getattr(getattr(getattr(torch.ops, self.namespace), name), overload or "default")
 
     @property
-    def arguments(self) -> tuple[str, ...]:
-        """Their names, in order; from the code, which Dynamo can follow."""
-        code = self.check.__code__
-        return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-
-    @functools.cached_property
     def written(self) -> tuple[str, ...]:
         """The arguments that it writes, whether its schema says so or not."""
         return tuple(
@@ -271,32 +277,39 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def public(check: Callable[P, Any], name: str, returns: type[R]) -> Callable[P, R]:
+def public(
+    check: Callable[P, Any],
+    name: str,
+    returns: type[R],
+    choose: Callable[[dict[str, Any]], Any] | None = None,
+) -> Callable[P, R]:
     """An operator as a Python function: the dispatcher's, with names, types and documentation.
 
     Args:
         check: the signature and the documentation.
         name: the operator's.
         returns: the type of what it returns.
+        choose: from the keyword arguments, which it may change, to what is called; None for
+            ``torch.ops.npu.NAME``.
 
     Returns:
-        A function that calls ``torch.ops.npu.NAME``. What an older torch_npu's schema lacks is left
-        out where it has its default.
+        A function that calls it. What an older torch_npu's schema lacks is left out where it has
+        its default.
     """
     signature = inspect.signature(check).replace(return_annotation=returns)
-    defaults = {
-        parameter.name: parameter.default
+    # None is their default: an older torch_npu's schema need not have them.
+    optional = frozenset(
+        parameter.name
         for parameter in signature.parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is None
+    )
 
     def function(*args: P.args, **kwargs: P.kwargs) -> R:
         given = {
-            key: value
-            for key, value in kwargs.items()
-            if key not in defaults or not (value is None and defaults[key] is None)
+            key: value for key, value in kwargs.items() if value is not None or key not in optional
         }
-        result: R = getattr(torch.ops.npu, name)(*args, **given)
+        operator = getattr(torch.ops.npu, name) if choose is None else choose(given)
+        result: R = operator(*args, **given)
         return result
 
     # Not functools.wraps, whose __wrapped__ would show Dynamo the wrong function.

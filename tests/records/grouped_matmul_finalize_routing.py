@@ -4,8 +4,8 @@ import contextlib
 from unittest import mock
 
 import torch
-from cases import CASES, FULL_SIZE
-from errors import ERRORS, VALUE_ERRORS
+from cases import CASES, FULL_SIZE, call
+from errors import ERRORS, VALUE_ERRORS, Bad
 from operators import Tested
 from oracle import oracle
 
@@ -36,6 +36,15 @@ def attributes(case):
     return found
 
 
+def without_bound(max_output_bs=0, **case):
+    """The bound changes no result."""
+    assert not max_output_bs or case["output_bs"] <= max_output_bs
+    return oracle(**case)
+
+
+# The operator for traced sizes has the same stages: a few samples show that it reaches them.
+TRACED = ("both", "neither", "totals", "fractal_nz_padded", "strided", "bias", "output_bs_zero")
+
 TESTED = [
     Tested(
         name="npu_grouped_matmul_finalize_routing",
@@ -54,5 +63,24 @@ TESTED = [
             "int_mm": without_compiler,
             "float32": without_int_mm,
         },
-    )
+    ),
+    Tested(
+        name="grouped_matmul_finalize_routing",
+        samples={
+            **{name: CASES[name] for name in TRACED},
+            "a_bound": lambda: call(max_output_bs=10),
+        },
+        oracle=without_bound,
+        node=None,  # the same node; tests/offdevice/test_symbolic_lowered.py
+        errors={
+            **{name: ERRORS[name] for name in ("x_3d", "scale_of_another_n", "output_bs_large")},
+            "max_output_bs": Bad(
+                {"max_output_bs": 5},
+                ValueError,
+                "output_bs must be at most max_output_bs = 5, got 6",
+            ),
+        },
+        differentiable=("scale", "bias", "pertoken_scale", "shared_input", "logit"),
+        reference=without_bound,
+    ),
 ]

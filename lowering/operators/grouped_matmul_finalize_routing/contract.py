@@ -5,6 +5,7 @@ What needs data is in :func:`check_values`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -18,13 +19,14 @@ from npu_lowering.operators.checking import (
     check_dtype,
     check_rank,
     check_shape,
+    is_symbolic,
     must_be_none,
     require,
     required,
 )
 from npu_lowering.operators.grouped_matmul_finalize_routing import schema
 from npu_lowering.operators.grouped_matmul_finalize_routing.fractal_nz import K0, N0
-from npu_lowering.operators.operator import dtype_name
+from npu_lowering.operators.operator import SymInt, dtype_name
 
 LATER = ("offset", "x_dtype", "w_dtype", "scale_dtype", "pertoken_scale_dtype")
 """Arguments of weight formats other than int8."""
@@ -48,6 +50,7 @@ class Problem:
         shared_input_weight: factor of shared_input, rounded to float32 where it is used.
         shared_input_offset: first output row that shared_input is added to.
         output_bs: rows of the result.
+        max_output_bs: an upper bound of them, or 0.
         group_list_type: :data:`schema.COUNTS` or :data:`schema.TOTALS`.
     """
 
@@ -63,6 +66,7 @@ class Problem:
     shared_input_weight: float
     shared_input_offset: int
     output_bs: Size
+    max_output_bs: int
     group_list_type: int
 
     @property
@@ -118,14 +122,15 @@ def check(
     row_index: Tensor | None = None,
     dtype: torch.dtype | None = None,
     shared_input_weight: float | None = 1.0,
-    shared_input_offset: int | None = 0,
-    output_bs: int | None = 0,
+    shared_input_offset: SymInt | None = 0,
+    output_bs: SymInt | None = 0,
     group_list_type: int | None = 1,
     tuning_config: Sequence[int] | None = None,
     x_dtype: int | None = None,
     w_dtype: int | None = None,
     scale_dtype: int | None = None,
     pertoken_scale_dtype: int | None = None,
+    max_output_bs: int = 0,
 ) -> Problem:
     """Multiply by the experts' weights, dequantise, weigh, and add each row to its token.
 
@@ -164,6 +169,9 @@ def check(
         w_dtype: not supported yet; None.
         scale_dtype: not supported yet; None.
         pertoken_scale_dtype: not supported yet; None.
+        max_output_bs: while a symbolic output_bs is lowered to GE, an upper bound of it, for the
+            node's attribute has to be a constant; 0 where torch knows a bound already. It never
+            changes the result, and is no argument of torch_npu's own operator.
 
     Returns:
         ``(output_bs, n)`` float32, contiguous, fresh.
@@ -208,13 +216,14 @@ def check(
         shared_input_weight=1.0 if shared_input_weight is None else shared_input_weight,
         shared_input_offset=first,
         output_bs=rows,
+        max_output_bs=_bound(max_output_bs, rows),
         group_list_type=_group_list_type(group_list_type),
     )
     check_devices("x", {k: v for k, v in vars(problem).items() if isinstance(v, Tensor)})
     return problem
 
 
-ARGUMENTS = frozenset(check.__code__.co_varnames[: 3 + check.__code__.co_kwonlyargcount])
+ARGUMENTS = frozenset(inspect.signature(check).parameters)
 """Every argument this package knows."""
 
 
@@ -372,7 +381,8 @@ def _group_list_type(value: int | None) -> int:
 
 
 def _output_rows(output_bs: int | None, m: Size) -> Size:
-    if not output_bs:
+    # A symbol counts as given: whether it is 0 may not be known while it is traced.
+    if output_bs is None or (not is_symbolic(output_bs) and output_bs == 0):
         return m
     rows: Size = output_bs
     require(
@@ -388,9 +398,24 @@ def _output_rows(output_bs: int | None, m: Size) -> Size:
     return rows
 
 
+def _bound(max_output_bs: int, rows: Size) -> int:
+    require(
+        ValueError,
+        max_output_bs >= 0,
+        lambda: f"max_output_bs must be >= 0, got {max_output_bs}",
+    )
+    if max_output_bs:
+        require(
+            ValueError,
+            rows <= max_output_bs,
+            lambda: f"output_bs must be at most max_output_bs = {max_output_bs}, got {rows}",
+        )
+    return max_output_bs
+
+
 def _check_shared_input(
     shared_input: Tensor | None,
-    shared_input_offset: int | None,
+    shared_input_offset: Size | None,
     logit: Tensor | None,
     n: Size,
     rows: Size,

@@ -95,8 +95,8 @@ def _grouped_matmul(problem: Problem, ends: Tensor, group: Tensor) -> Tensor:
     place = first[group] * size + torch.arange(m, device=x.device) - starts[group]
 
     acc = torch.zeros((), dtype=torch.int32, device=x.device)
-    # Two copies of the weights' part are alive, one of them in float32: a thirty-second of k each time
-    # keeps them below the weights themselves.
+    # Two copies of the weights' part are alive, one of them in float32: a thirty-second of k each
+    # time keeps them below the weights themselves.
     step = max(_SMALLEST_PART, min(EXACT_K, k // 32))
     for start in range(0, k, step):
         part = slice(start, min(start + step, k))
