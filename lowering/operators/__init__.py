@@ -33,6 +33,7 @@ OPERATORS: tuple[Operator, ...] = (
     moe_finalize_routing.OPERATOR,
     moe_gating_top_k.OPERATOR,
     moe_gating_top_k_softmax.OPERATOR,
+    moe_gating_top_k_softmax.V2,
     moe_init_routing.OPERATOR,
     moe_init_routing.EXPERT_TOKENS,
     moe_init_routing_v2.OPERATOR,

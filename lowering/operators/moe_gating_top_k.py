@@ -235,13 +235,14 @@ def _chosen(call: GatingTopK, norm: Tensor) -> Tensor:
     among = groups.gather(1, chosen.unsqueeze(-1).expand(-1, -1, groups.shape[-1])).flatten(1)
     best = _best(among, call.k)
     size = groups.shape[-1]
-    return chosen.gather(1, best // size) * size + best % size
+    experts: Tensor = chosen.gather(1, best // size) * size + best % size
+    return experts
 
 
 def _best(score: Tensor, k: int) -> Tensor:
     """The k largest of each row, of equal ones the first; topk leaves their order open."""
-    order = torch.sort(score, dim=-1, descending=True, stable=True)[1]
-    return order[:, :k].contiguous()
+    order: Tensor = torch.sort(score, dim=-1, descending=True, stable=True)[1]
+    return order[:, :k].clone(memory_format=torch.contiguous_format)
 
 
 def _looked_up(call: GatingTopK, table: Tensor) -> Tensor:

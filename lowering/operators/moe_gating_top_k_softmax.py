@@ -1,4 +1,4 @@
-"""npu_moe_gating_top_k_softmax: a gate's choice of experts."""
+"""npu_moe_gating_top_k_softmax and its v2: a gate's choice of experts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from npu_lowering.operators.checking import check_devices, check_dtype, check_shape, require
+from npu_lowering.operators.checking import (
+    check_choice,
+    check_devices,
+    check_dtype,
+    check_shape,
+    require,
+)
 from npu_lowering.operators.operator import GENode, NodeCall, Operator
 
 
@@ -84,9 +90,7 @@ def run(call: Gating) -> tuple[Tensor, Tensor, Tensor]:
     """The results, on any device."""
     x, k = call.x, call.k
     scores = functional.softmax(x.to(torch.float32), -1)
-    # A stable sort, since topk leaves the order of equal scores open.
-    ordered, ids = torch.sort(scores, dim=-1, descending=True, stable=True)
-    values, experts = ordered[..., :k], ids[..., :k]
+    values, experts = _largest(scores, k)
     if call.finished is not None:
         experts = experts.masked_fill(call.finished.unsqueeze(-1), x.shape[-1])
     shape = values.shape
@@ -98,6 +102,15 @@ def run(call: Gating) -> tuple[Tensor, Tensor, Tensor]:
         experts.to(torch.int32, copy=True, memory_format=contiguous),
         slot.reshape(k, tokens).t().reshape(shape).clone(memory_format=contiguous),
     )
+
+
+def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, and where they are, by a stable sort.
+
+    topk leaves the order of equal scores open.
+    """
+    ordered, ids = torch.sort(scores, dim=-1, descending=True, stable=True)
+    return ordered[..., :k], ids[..., :k]
 
 
 def _arguments(node: NodeCall) -> dict[str, Any]:
@@ -115,4 +128,113 @@ OPERATOR = Operator(
     summary="softmax of a gate, and its k largest for each token",
     exactness="experts exact, of equal scores the lower one first; weights float32, rounded once",
     source="torch_npu's interface document; the order of equal scores is inferred",
+)
+
+
+_RENORMS: dict[object, str] = {0: "softmax, then the k largest", 1: "the k largest, then softmax"}
+
+
+@dataclass(frozen=True)
+class GatingV2:
+    """A checked call of the v2.
+
+    Attributes:
+        gating: what it shares with the first.
+        is_of_chosen: whether the softmax is that of the chosen alone.
+        gives_scores: whether the third result is the softmax of all.
+    """
+
+    gating: Gating
+    is_of_chosen: bool
+    gives_scores: bool
+
+
+def check_v2(
+    x: Tensor,
+    *,
+    k: int = 1,
+    finished: Tensor | None = None,
+    renorm: int | None = 0,
+    output_softmax: bool | None = False,
+) -> GatingV2:
+    """Take the softmax of a gate's scores, and its k largest for each token, or the other way.
+
+    The softmax is computed in float32, and rounded once. Of equal scores the lower expert comes
+    first.
+
+    Args:
+        x: ``(tokens, experts)`` or ``(batch, tokens, experts)``, float16, bfloat16 or float32.
+        k: how many experts, at least 1 and at most all.
+        finished: bool, the shape of x without its last axis. A finished token goes to the expert
+            ``experts``, which does not exist.
+        renorm: 0 takes the k largest of the softmax; 1 the softmax of the k largest of x, which
+            sums to one. None for 0.
+        output_softmax: whether the softmax of all is given out; for renorm 0 alone. None for False.
+
+    Returns:
+        The weights ``(..., k)`` of the dtype of x; the experts, int32; and the softmax, float32 of
+        the shape of x, or an empty ``(0,)`` where it is not given out.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape, k or renorm is wrong.
+
+    Source: torch_npu's interface document and op-plugin's golden; the order of equal scores is the
+    golden's.
+    """
+    kind = 0 if renorm is None else renorm
+    check_choice("renorm", kind, _RENORMS)
+    return GatingV2(check(x, finished, k), kind == 1, kind == 0 and bool(output_softmax))
+
+
+def fake_v2(call: GatingV2) -> tuple[Tensor, Tensor, Tensor]:
+    """The results without their values."""
+    values, experts, _ = fake(call.gating)
+    x = call.gating.x
+    shape = x.shape if call.gives_scores else (0,)
+    return values, experts, x.new_empty(shape, dtype=torch.float32)
+
+
+def run_v2(call: GatingV2) -> tuple[Tensor, Tensor, Tensor]:
+    """The results, on any device."""
+    x = call.gating.x
+    scores = x.new_empty(0, dtype=torch.float32)
+    if call.is_of_chosen:
+        values, experts = _largest(x.to(torch.float32), call.gating.k)
+        values = functional.softmax(values, -1)
+    else:
+        softmax = functional.softmax(x.to(torch.float32), -1)
+        values, experts = _largest(softmax, call.gating.k)
+        if call.gives_scores:
+            scores = softmax.contiguous()
+    if call.gating.finished is not None:
+        experts = experts.masked_fill(call.gating.finished.unsqueeze(-1), x.shape[-1])
+    contiguous = torch.contiguous_format
+    return (
+        values.to(x.dtype, copy=True, memory_format=contiguous),
+        experts.to(torch.int32, copy=True, memory_format=contiguous),
+        scores,
+    )
+
+
+def _arguments_v2(node: NodeCall) -> dict[str, Any]:
+    return {
+        **_arguments(node),
+        "renorm": int(node.attr("renorm", 0)),
+        "output_softmax": bool(node.attr("output_softmax_result_flag", False)),
+    }
+
+
+V2 = Operator(
+    name="npu_moe_gating_top_k_softmax_v2",
+    check=check_v2,
+    returns="(Tensor, Tensor, Tensor)",
+    fake=fake_v2,
+    cpu=run_v2,
+    portable=run_v2,
+    converter="npu_lowering.converters.moe_gating_top_k_softmax_v2",
+    nodes=(GENode("MoeGatingTopKSoftmaxV2", _arguments_v2),),
+    summary="softmax of a gate and its k largest for each token, or the other way",
+    exactness="experts exact, of equal scores the lower one first; weights float32, rounded once",
+    source="torch_npu's interface document; op-plugin's golden",
 )

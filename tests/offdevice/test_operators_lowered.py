@@ -73,6 +73,8 @@ DEFAULTS = {
     ("ApplyRotaryPosEmb", "layout"): 1,
     ("ApplyRotaryPosEmb", "rotary_mode"): "half",
     ("MoeFinalizeRoutingV2", "drop_pad_mode"): 0,
+    ("MoeGatingTopKSoftmaxV2", "renorm"): 0,
+    ("MoeGatingTopKSoftmaxV2", "output_softmax_result_flag"): False,
 }
 
 

@@ -28,6 +28,11 @@ def tied(**kwargs):
     return made
 
 
+def equal_sigmoids():
+    """A number of which torch.sigmoid makes two, by where in a row it stands."""
+    return {"x": torch.full((1, 37), -0.828125), "k": 9, "norm_type": 1, "bias": torch.zeros(37)}
+
+
 def hashed(**kwargs):
     made = call(bias=False, norm_type=1, **kwargs)
     made["input_ids"] = torch.tensor([0, 3, 3, 1, 2, 0])
@@ -109,6 +114,7 @@ TESTED = [
             "epsilon": lambda: deepseek(eps=0.5),
             "equal_scores": tied,
             "equal_scores_largest": lambda: tied(group_select_mode=0),
+            "equal_sigmoids": equal_sigmoids,
             "equal_softmax": lambda: call(ties=True, bias=False, k=9),
             "all_experts": lambda: call(k=16),
             "hashed": hashed,
