@@ -16,9 +16,11 @@ from npu_lowering.operators import (
     moe_gating_top_k_softmax,
     moe_init_routing,
     moe_init_routing_v2,
+    moe_re_routing,
     rms_norm,
     rope,
     swiglu,
+    top_k_top_p,
 )
 from npu_lowering.operators.operator import Operator
 
@@ -37,12 +39,14 @@ OPERATORS: tuple[Operator, ...] = (
     moe_init_routing.OPERATOR,
     moe_init_routing.EXPERT_TOKENS,
     moe_init_routing_v2.OPERATOR,
+    moe_re_routing.OPERATOR,
     rms_norm.OPERATOR,
     rms_norm.ADD,
     rope.MUL,
     rope.INTERLEAVED,
     rope.APPLY,
     swiglu.OPERATOR,
+    top_k_top_p.OPERATOR,
 )
 """Every operator; whatever goes over operators goes over this."""
 
