@@ -18,6 +18,12 @@ def call(batch=5, vocabulary=40, dtype=torch.float32, p=True, k=True, ties=False
     return made
 
 
+def even():
+    """Sums of exact quarters, one of which is 1 - p: that one goes."""
+    p = torch.tensor([0.5, 0.25, 0.75, 1.0, 0.0])
+    return {"logits": torch.zeros(5, 4), "p": p, "k": torch.full((5,), 4, dtype=torch.int32)}
+
+
 def oracle(logits, p=None, k=None):
     out = torch.full(logits.shape, -math.inf, dtype=logits.dtype)
     for i, row in enumerate(logits):
@@ -45,6 +51,7 @@ TESTED = [
             "top_p": lambda: call(k=False),
             "neither": lambda: call(p=False, k=False),
             "ties": lambda: call(ties=True),
+            "even": even,
             "one_row": lambda: call(batch=1),
             "one_word": lambda: {**call(vocabulary=1, k=False), "k": torch.ones(5).int()},
             "no_rows": lambda: call(batch=0),
