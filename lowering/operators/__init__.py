@@ -30,6 +30,7 @@ OPERATORS: tuple[Operator, ...] = (
     grouped_matmul_finalize_routing.OPERATOR,
     grouped_matmul_finalize_routing.TRACED,
     format_cast.OPERATOR,
+    format_cast.LIKE,
     dequant_swiglu_quant.OPERATOR,
     dynamic_quant.OPERATOR,
     grouped_matmul.OPERATOR,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -146,6 +147,46 @@ OPERATOR = Operator(
     unsupported="input_dtype",
     exactness="exact",
     source="torch_npu's npu_format_cast and Format",
+)
+
+
+def check_like(
+    input: Tensor,  # noqa: A002 -- the schema's own name
+    dst: Tensor,
+    *,
+    customize_dtype: int | None = None,
+    input_dtype: int | None = None,
+) -> FormatCast:
+    """Cast a tensor to the storage format that another has.
+
+    Args:
+        input: any shape and dtype; at least 2-D where dst is in a FRACTAL_NZ format.
+        dst: of which the format counts, and nothing else.
+        customize_dtype: as in ``npu_format_cast``.
+        input_dtype: as in ``npu_format_cast``.
+
+    Returns:
+        A fresh tensor, as of ``npu_format_cast``.
+
+    Raises:
+        ValueError: input has too few dimensions for the format.
+        NotImplementedError: input_dtype is given.
+
+    Source: torch_npu's interface document of ``npu_format_cast_``, whose ``src`` is this ``dst``.
+    """
+    return check(
+        input,
+        storage_format.format_of(dst),
+        customize_dtype=customize_dtype,
+        input_dtype=input_dtype,
+    )
+
+
+LIKE = dataclasses.replace(
+    OPERATOR,
+    name="npu_format_cast.Tensor",
+    check=check_like,
+    summary="a copy in the storage format of another tensor",
 )
 
 npu_format_cast = public(check, "npu_format_cast", Tensor)

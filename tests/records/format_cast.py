@@ -21,6 +21,17 @@ def transposed():
     return {**made, "input": made["input"].transpose(1, 2)}
 
 
+def like(acl_format=29, **kwargs):
+    made = call(**kwargs)
+    del made["acl_format"]
+    return {**made, "dst": torch.ops.npu.npu_format_cast(torch.zeros(2, 2), acl_format)}
+
+
+def oracle_like(input, dst, customize_dtype=None, input_dtype=None, compute=None):  # noqa: A002
+    del dst, customize_dtype, input_dtype, compute
+    return torch.stack([*input.clone()]) if input.dim() and len(input) else input.clone()
+
+
 TESTED = [
     Tested(
         name="npu_format_cast",
@@ -57,5 +68,34 @@ TESTED = [
         },
         differentiable=("input",),
         reference=oracle,
-    )
+    ),
+    Tested(
+        name="npu_format_cast.Tensor",
+        samples={
+            "float32": like,
+            "int8": lambda: like(dtype=torch.int8),
+            "nd": lambda: like(acl_format=2, dtype=torch.bfloat16),
+            "scalar": lambda: like(acl_format=2, shape=()),
+            "empty": lambda: like(shape=(0, 4)),
+            "customize_dtype": lambda: like(customize_dtype=1),
+        },
+        oracle=oracle_like,
+        node=None,  # as above
+        errors={
+            "input_dtype": Bad(
+                {"input_dtype": 290}, NotImplementedError, "input_dtype must be None on CPU", like
+            ),
+        },
+        # What a storage is noted for does not come along to another device.
+        value_errors={
+            "nz_of_one_axis": Bad(
+                {"input": torch.zeros(3)},
+                ValueError,
+                "input must be at least 2-D for FRACTAL_NZ, got shape (3,)",
+                like,
+            ),
+        },
+        differentiable=("input",),
+        reference=oracle_like,
+    ),
 ]
