@@ -43,6 +43,7 @@ _TYPES = {
     "Sequence[Tensor]": "Tensor[]",
     "Sequence[int]": "int[]",
     "IntPair": "int[2]",
+    "Sequence[SymInt]": "SymInt[]",
     "Sequence[float]": "float[]",
     "int": "int",
     "float": "float",

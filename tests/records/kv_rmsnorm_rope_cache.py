@@ -143,6 +143,7 @@ TESTED = [
         },
         oracle=oracle,
         node="KvRmsNormRopeCache",
+        decomposed=False,
         attributes=lambda case: {"cache_mode": case["cache_mode"]},
         written=("k_cache", "ckv_cache"),
         undefined=defined,
