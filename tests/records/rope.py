@@ -243,6 +243,7 @@ TESTED = [
         },
         oracle=oracle_apply,
         node="ApplyRotaryPosEmb",
+        decomposed=False,
         attributes=lambda case: {
             "layout": {"SBND": 2, "BNSD": 3, "TND": 4}.get(case.get("layout"), 1),
             "rotary_mode": case.get("rotary_mode", "half"),
