@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from npu_lowering.operators import (
+    add_rms_norm_quant,
     dequant_swiglu_quant,
     dynamic_quant,
     format_cast,
@@ -50,6 +51,9 @@ OPERATORS: tuple[Operator, ...] = (
     moe_token_permute.UNPERMUTE,
     rms_norm.OPERATOR,
     rms_norm.ADD,
+    add_rms_norm_quant.CAST,
+    add_rms_norm_quant.DYNAMIC,
+    add_rms_norm_quant.QUANT,
     rope.MUL,
     rope.INTERLEAVED,
     rope.APPLY,

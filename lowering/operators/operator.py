@@ -30,6 +30,9 @@ IntPair = Sequence[int]
 SymInt = int
 """A size that stays a symbol while it is traced."""
 
+BoolPair = Sequence[bool]
+"""Two truths: ``bool[2]``."""
+
 Result = Union[Tensor, Sequence[Tensor], None]
 Stage = Callable[[Any], Result]
 """From a checked call to its result: real tensors, fake ones, or a graph's."""
@@ -43,6 +46,7 @@ _TYPES = {
     "Sequence[Tensor]": "Tensor[]",
     "Sequence[int]": "int[]",
     "IntPair": "int[2]",
+    "BoolPair": "bool[2]",
     "Sequence[SymInt]": "SymInt[]",
     "Sequence[float]": "float[]",
     "int": "int",

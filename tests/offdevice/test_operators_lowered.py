@@ -70,6 +70,8 @@ DEFAULTS = {
     ("DequantSwigluQuant", "glu_bias"): 1.0,
     ("DynamicQuantV2", "is_symmetrical"): False,
     ("DynamicQuantV2", "quant_mode"): "pertoken",
+    ("AddRmsNormCast", "epsilon"): 1e-6,
+    ("AddRmsNormDynamicQuant", "epsilon"): 1e-6,
     ("ApplyRotaryPosEmb", "layout"): 1,
     ("ApplyRotaryPosEmb", "rotary_mode"): "half",
     ("MoeFinalizeRoutingV2", "drop_pad_mode"): 0,
