@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from npu_lowering.operators.checking import (
     check_shape,
     require,
 )
-from npu_lowering.operators.operator import GENode, NodeCall, Operator
+from npu_lowering.operators.operator import Derivative, GENode, NodeCall, Operator
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -148,6 +149,104 @@ def _add_arguments(node: NodeCall) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Backward:
+    """A checked derivative.
+
+    Attributes:
+        dy: the gradient of y, of the shape of x.
+        x: what was normalised.
+        gamma: the factor.
+        rstd: as forward gave it.
+    """
+
+    dy: Tensor
+    x: Tensor
+    gamma: Tensor
+    rstd: Tensor
+
+
+def check_backward(dy: Tensor, input: Tensor, gamma: Tensor, rstd: Tensor) -> Backward:  # noqa: A002
+    """The derivative of ``npu_rms_norm``, from the rstd that it gave.
+
+    In float32, dx rounded once, at the end, where the mean is over the axes of gamma::
+
+        x_hat  = input * rstd
+        g      = dy * gamma
+        dx     = rstd * (g - x_hat * mean(g * x_hat))
+        dgamma = sum of dy * x_hat over the other axes
+
+    Args:
+        dy: of the shape and dtype of input.
+        input: ``(..., *gamma.shape)`` float16, bfloat16 or float32.
+        gamma: the factor; of the dtype of input, or float32.
+        rstd: float32, with axes of one for those of gamma.
+
+    Returns:
+        dx, of the shape and dtype of input, and dgamma, float32 of the shape of gamma.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape is wrong.
+
+    Source: torch_npu's Meta function; the formula is the derivative's own, its order is inferred.
+    """
+    call = _checked("input", input, gamma, 0.0)
+    check_dtype("dy", dy, input.dtype)
+    check_shape("dy", dy, "of the shape of input", input.shape)
+    check_dtype("rstd", rstd, torch.float32)
+    lead = input.shape[: input.dim() - gamma.dim()]
+    check_shape("rstd", rstd, "input's other axes and ones", (*lead, *[1] * gamma.dim()))
+    check_devices("input", {"input": input, "dy": dy, "rstd": rstd})
+    return Backward(dy, call.x, gamma, rstd)
+
+
+def fake_backward(call: Backward) -> tuple[Tensor, Tensor]:
+    """The results without their values."""
+    dx = torch.empty_like(call.x, memory_format=torch.contiguous_format)
+    return dx, call.gamma.new_empty(call.gamma.shape, dtype=torch.float32)
+
+
+def run_backward(call: Backward) -> tuple[Tensor, Tensor]:
+    """The results, on any device."""
+    dy, x, gamma = (each.contiguous().to(torch.float32) for each in (call.dy, call.x, call.gamma))
+    own = x.dim() - gamma.dim()
+    normal = x * call.rstd
+    weighed = dy * gamma
+    mean = (weighed * normal).mean(tuple(range(own, x.dim())), keepdim=True)
+    dx = (call.rstd * (weighed - normal * mean)).to(call.x.dtype)
+    # No axes would mean all of them.
+    dgamma = (dy * normal).sum(tuple(range(own))) if own else dy * normal
+    return dx.clone(memory_format=torch.contiguous_format), dgamma
+
+
+def _derivative(
+    op: Callable[..., Any],
+    call: RmsNorm,
+    grads: tuple[Any, ...],
+    wanted: frozenset[str],
+) -> Mapping[str, Tensor]:
+    """Through npu_rms_norm_backward, which the device has; rstd adds its own share to x."""
+    dy, drstd = grads
+    y, rstd = op(call.x, call.gamma, call.epsilon)
+    dy = torch.zeros_like(y) if dy is None else dy
+    dx, dgamma = torch.ops.npu.npu_rms_norm_backward(dy, call.x, call.gamma, rstd)
+    if drstd is not None:
+        elements = call.gamma.numel()
+        dx = dx.to(torch.float32) - drstd * rstd.pow(3) * call.x.to(torch.float32) / elements
+    found = {"input": dx, "gamma": dgamma}
+    return {name: found[name] for name in wanted}
+
+
+def _backward_arguments(node: NodeCall) -> dict[str, Any]:
+    return {
+        "dy": node["dy"],
+        "input": node["x"],
+        "gamma": node["gamma"],
+        "rstd": node["rstd"],
+    }
+
+
 _EXACTNESS = "float32, rounded once to the dtype of the input"
 _SOURCE = "torch_npu's interface document; the place of the rounding is inferred"
 
@@ -159,6 +258,7 @@ OPERATOR = Operator(
     cpu=run,
     portable=run,
     decomposition=run,
+    derivative=Derivative(("input", "gamma"), _derivative),
     nodes=(GENode("RmsNorm", _arguments),),
     summary="root mean square normalisation",
     exactness=_EXACTNESS,
@@ -177,4 +277,18 @@ ADD = Operator(
     summary="a sum, and its root mean square normalisation",
     exactness=_EXACTNESS,
     source=_SOURCE,
+)
+
+BACKWARD = Operator(
+    name="npu_rms_norm_backward",
+    check=check_backward,
+    returns="(Tensor, Tensor)",
+    fake=fake_backward,
+    cpu=run_backward,
+    portable=run_backward,
+    decomposition=run_backward,
+    nodes=(GENode("RmsNormGrad", _backward_arguments),),
+    summary="the derivative of npu_rms_norm",
+    exactness="float32, rounded once to the dtype of the input",
+    source="torch_npu's Meta function; the formula is the derivative's own",
 )

@@ -96,7 +96,8 @@ def test_a_kernel_computes_what_its_definition_says(case):
 @pytest.mark.parametrize("case", REFUSED, ids=[f"{i}-{c[0]}" for i, c in enumerate(REFUSED)])
 def test_a_kernel_says_what_it_does_not_compute(case):
     op_type, inputs, attrs, message = case
-    with pytest.raises(GraphError, match=message):
+    # An operator's own kernel says it in its own words; a graph puts the node's name before them.
+    with pytest.raises((GraphError, NotImplementedError), match=message):
         kernels.KERNELS[op_type].function(
             ge_models.call(op_type, inputs, attrs, callers=inputs.values())
         )
@@ -115,7 +116,7 @@ def test_every_kernel_is_exercised(swept):
 def test_every_in_place_kernel_is_chained():
     records = {node.type for operator in OPERATORS for node in operator.nodes}
     in_place = {name for name, kernel in kernels.KERNELS.items() if kernel.in_place}
-    assert in_place - records == set(CHAINED)
+    assert in_place - records <= set(CHAINED) <= in_place
 
 
 @pytest.mark.usefixtures("torchair")

@@ -41,6 +41,29 @@ def oracle_add(x1, x2, gamma, epsilon=1e-6):
     return y, rstd, total
 
 
+def reference(input, gamma, epsilon=1e-6, compute=torch.float64):  # noqa: A002
+    """Differentiable, in one expression."""
+    x, axes = input.to(compute), tuple(range(-gamma.dim(), 0))
+    rstd = (x.square().mean(axes, keepdim=True) + epsilon) ** -0.5
+    return x * rstd * gamma.to(compute), rstd
+
+
+def call_backward(seed=0, **kwargs):
+    made = call(seed=seed, **kwargs)
+    rstd = reference(**made)[1].float()
+    dy = call(seed=seed + 2, **kwargs)["input"]
+    return {"dy": dy, "input": made["input"], "gamma": made["gamma"], "rstd": rstd}
+
+
+def oracle_backward(dy, input, gamma, rstd):  # noqa: A002
+    """Torch's own derivative of the formula in float64."""
+    del rstd
+    x, factor = input.double().requires_grad_(), gamma.double().requires_grad_()
+    y, _ = reference(x, factor, compute=torch.float64)
+    dx, dgamma = torch.autograd.grad(y, [x, factor], dy.double())
+    return dx.to(input.dtype), dgamma.float()
+
+
 WHY = "the oracle sums in float64 and rounds once, the kernel rounds at every step of float32"
 
 SAMPLES = {
@@ -70,6 +93,8 @@ TESTED = [
         },
         oracle=oracle,
         node="RmsNorm",
+        differentiable=("input", "gamma"),
+        reference=reference,
         attributes=lambda case: {"epsilon": case.get("epsilon", 1e-6)},
         tolerance=2**-7,
         why=WHY,
@@ -123,6 +148,38 @@ TESTED = [
                 ValueError,
                 "gamma must be the last axes of x1 = (8,), got shape (7,)",
                 call_add,
+            ),
+        },
+    ),
+    Tested(
+        name="npu_rms_norm_backward",
+        samples={
+            name: made(call_backward, kwargs)
+            for name, kwargs in SAMPLES.items()
+            if name != "epsilon"
+        },
+        oracle=oracle_backward,
+        node="RmsNormGrad",
+        tolerance=2**-7,
+        why=WHY,
+        errors={
+            "dy_dtype": Bad(
+                {"dy": torch.zeros(3, 8)},
+                TypeError,
+                "dy must be bfloat16, got float32",
+                call_backward,
+            ),
+            "dy_shape": Bad(
+                {"dy": torch.zeros(1, 8).bfloat16()},
+                ValueError,
+                "dy must be of the shape of input = (3, 8), got shape (1, 8)",
+                call_backward,
+            ),
+            "rstd_shape": Bad(
+                {"rstd": torch.zeros(3)},
+                ValueError,
+                "rstd must be input's other axes and ones = (3, 1), got shape (3,)",
+                call_backward,
             ),
         },
     ),

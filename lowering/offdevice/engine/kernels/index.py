@@ -114,24 +114,6 @@ def _scatter_rows(accumulate: bool) -> Function:
     return kernel
 
 
-@KERNELS.kernel("Scatter", in_place=True)
-def _scatter(call: Call) -> Result:
-    """The key-value cache's update: batch b is written from position indices[b] of axis on."""
-    target, updates = call.writable("var"), call["updates"]
-    axis = int(call.attr("axis", 0)) % target.dim()
-    reduce = str(call.attr("reduce"))
-    if reduce != "update" or axis == 0 or call["indices"].dim() != 1:
-        raise GraphError(
-            "Scatter is computed here for reduce='update', an axis but the first, and one index "
-            f"a batch; got reduce={reduce!r}, axis {axis}, indices of shape "
-            f"{list(call['indices'].shape)}"
-        )
-    length = updates.shape[axis]
-    for batch, start in enumerate(call.ints("indices")):
-        target[batch].narrow(axis - 1, start, length).copy_(updates[batch])
-    return target
-
-
 @KERNELS.kernel("Assign", in_place=True)
 def _assign(call: Call) -> Result:
     value = call["value"]
@@ -257,5 +239,4 @@ for _type, _function in {
     KERNELS.add(_type, _function)
 KERNELS.add("ScatterAdd", _scatter_rows(accumulate=True), in_place=True)
 KERNELS.add("ScatterNdAdd", _scatter_nd(accumulate=True, name="var"), in_place=True)
-KERNELS.add("ScatterNdUpdate", _scatter_nd(accumulate=False, name="var"), in_place=True)
 KERNELS.add("ScatterUpdate", _scatter_rows(accumulate=False), in_place=True)
