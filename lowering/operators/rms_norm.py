@@ -230,10 +230,12 @@ def _derivative(
     dy, drstd = grads
     y, rstd = op(call.x, call.gamma, call.epsilon)
     dy = torch.zeros_like(y) if dy is None else dy
-    dx, dgamma = torch.ops.npu.npu_rms_norm_backward(dy, call.x, call.gamma, rstd)
+    x, gamma = call.x, call.gamma
+    if drstd is not None:  # two shares, which are rounded once, together
+        dy, x, gamma = (each.to(torch.float32) for each in (dy, x, gamma))
+    dx, dgamma = torch.ops.npu.npu_rms_norm_backward(dy, x, gamma, rstd)
     if drstd is not None:
-        elements = call.gamma.numel()
-        dx = dx.to(torch.float32) - drstd * rstd.pow(3) * call.x.to(torch.float32) / elements
+        dx = dx - drstd * rstd.pow(3) * x / gamma.numel()
     found = {"input": dx, "gamma": dgamma}
     return {name: found[name] for name in wanted}
 
