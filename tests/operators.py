@@ -34,6 +34,7 @@ class Tested:
         differentiable: arguments that a gradient flows to; none of them where it is refused.
         reference: the oracle in float64, for gradients; takes ``compute``.
         tolerance: what eager may differ from the oracle by, relative to the largest magnitude.
+        exact: whether a call is exact all the same.
         why: why the tolerance is not zero.
         lowered: samples that are lowered; None for all.
         paths: kernel paths by name, each entered as a context.
@@ -53,6 +54,7 @@ class Tested:
     differentiable: tuple[str, ...] = ()
     reference: Callable[..., Any] | None = None
     tolerance: float = 0.0
+    exact: Callable[[Case], bool] = lambda case: False  # noqa: ARG005
     why: str = ""
     lowered: tuple[str, ...] | None = None
     paths: Mapping[str, Callable[[], Any]] = field(

@@ -7,6 +7,7 @@ from compare import assert_same
 from oracle import oracle
 
 import npu_lowering
+from npu_lowering.operators import exact as exact_module
 from npu_lowering.operators.grouped_matmul_finalize_routing import cpu, decomposition, native
 
 ALL = {**CASES, **FULL_SIZE}
@@ -49,7 +50,7 @@ def no_compiled_kernel(monkeypatch):
 @pytest.mark.parametrize("name", CASES)
 def test_equal_without_the_compiled_kernel(name, exact, op, monkeypatch):
     if not exact:
-        monkeypatch.setattr(cpu, "_int_mm_is_exact", lambda: False)
+        monkeypatch.setattr(exact_module, "_int_mm_is_exact", lambda: False)
         monkeypatch.delattr(torch, "_int_mm")
     case = CASES[name]()
     assert_same(op(**case), oracle(**case))
@@ -97,7 +98,7 @@ def test_autocast_changes_nothing(op, monkeypatch):
         assert_same(op(**case), expected)
         assert_same(decomposed(**case), expected)
         monkeypatch.setattr(native, "available", lambda: False)
-        monkeypatch.setattr(cpu, "_int_mm_is_exact", lambda: False)
+        monkeypatch.setattr(exact_module, "_int_mm_is_exact", lambda: False)
         assert_same(op(**case), expected)
 
 
@@ -187,7 +188,7 @@ def test_the_last_sum_in_int32_and_the_first_past_it(runs, step, op):
 
 
 def test_int_mm_is_used_where_it_is_exact(monkeypatch):
-    monkeypatch.setattr(cpu, "_int_mm_is_exact", lambda: True)
+    monkeypatch.setattr(exact_module, "_int_mm_is_exact", lambda: True)
     monkeypatch.setattr(torch, "_int_mm", lambda *_: "of torch._int_mm")
     case = call()
     assert cpu._matmul(case["x"], case["w"][0]) == "of torch._int_mm"
@@ -226,13 +227,13 @@ INEXACT = {
 
 def test_the_int_mm_probe_takes_an_exact_build(monkeypatch):
     monkeypatch.setattr(torch, "_int_mm", int_mm)
-    assert cpu._int_mm_is_exact.__wrapped__() is True
+    assert exact_module._int_mm_is_exact.__wrapped__() is True
 
 
 @pytest.mark.parametrize("build", INEXACT)
 def test_the_int_mm_probe_refuses_any_other(build, monkeypatch):
     monkeypatch.setattr(torch, "_int_mm", INEXACT[build])
-    assert cpu._int_mm_is_exact.__wrapped__() is False
+    assert exact_module._int_mm_is_exact.__wrapped__() is False
 
 
 @pytest.mark.large

@@ -3,7 +3,7 @@
  * the same name there; both are compared, field by field, when the library is loaded.
  */
 #define CALL_FIELDS(FIELD)                                                                         \
-    FIELD(float *, out) /* (rows, n), contiguous along n */                                        \
+    FIELD(float *, out) /* (rows, n), contiguous along n; int32 without a scale */                 \
     FIELD(int64_t, out_row)                                                                        \
     FIELD(const int8_t *, x)                                                                       \
     FIELD(int64_t, x_row)                                                                          \
@@ -18,7 +18,7 @@
     FIELD(int64_t, e)                                                                              \
     FIELD(int64_t, k)                                                                              \
     FIELD(int64_t, n)                                                                              \
-    FIELD(const void *, scale) /* bfloat16 or float32, as the bias */                              \
+    FIELD(const void *, scale) /* bfloat16 or float32, as the bias; null: sums are stored */       \
     FIELD(int64_t, scale_e)                                                                        \
     FIELD(int64_t, scale_n)                                                                        \
     FIELD(int64_t, scale_bf16)                                                                     \
@@ -30,7 +30,7 @@
     FIELD(int64_t, pertoken_step)                                                                  \
     FIELD(const float *, logit)                                                                    \
     FIELD(int64_t, logit_step)                                                                     \
-    FIELD(const void *, index) /* int64 where index_wide, else int32 */                            \
+    FIELD(const void *, index) /* int64 where index_wide, else int32; null: r for row r */         \
     FIELD(int64_t, index_step)                                                                     \
     FIELD(int64_t, index_wide)                                                                     \
     FIELD(int64_t, threads)

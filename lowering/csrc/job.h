@@ -91,8 +91,9 @@ static void *read_rows(job_t *job) {
     job->start = pieces[3];
     job->live = pieces[4];
     for (int64_t r = 0; r < job->rows; r++) {
-        const int64_t index = c->index_wide ? ((const int64_t *)c->index)[r * c->index_step]
-                                            : ((const int32_t *)c->index)[r * c->index_step];
+        const int64_t index = !c->index       ? r
+                              : c->index_wide ? ((const int64_t *)c->index)[r * c->index_step]
+                                              : ((const int32_t *)c->index)[r * c->index_step];
         job->out[r] = c->out + index * c->out_row;
         const float l = c->logit ? c->logit[r * c->logit_step] : 1.0f;
         job->logit[r] = l;

@@ -138,19 +138,25 @@ static void packed_block(const worker_t *s, const tile_t *block, int rows, int64
 
 static void take_scales(const worker_t *s, int64_t g, int64_t col, int64_t cols) {
     const call_t *c = s->job->c;
-    for (int64_t j = 0; j < cols; j++)
+    for (int64_t j = 0; c->scale && j < cols; j++)
         s->scale[j] = load_float(c->scale, g * c->scale_e + (col + j) * c->scale_n, c->scale_bf16);
     for (int64_t j = 0; c->bias && j < cols; j++)
         s->bias[j] = load_float(c->bias, g * c->bias_e + (col + j) * c->bias_n, c->bias_bf16);
 }
 
-/* Dequantises a block of sums, of columns col + [off, off + cols), and adds it to the output. */
+/* Dequantises a block of sums, of columns col + [off, off + cols), and adds it to the output; the
+ * sums themselves, without a scale, are stored there. */
 static void finish_block(const worker_t *s, const int32_t *sums, int64_t sums_row, int64_t row,
                          int64_t rows, int64_t col, int64_t off, int64_t cols) {
     const job_t *job = s->job;
     float *out[MAX_ROWS];
     for (int64_t r = 0; r < rows; r++)
         out[r] = job->out[row + r] + col + off;
+    if (!job->c->scale) {
+        for (int64_t r = 0; r < rows; r++)
+            memcpy(out[r], sums + r * sums_row, (size_t)cols * sizeof *sums);
+        return;
+    }
     job->path->finish(out, sums, sums_row, rows, cols, s->scale + off,
                       job->c->bias ? s->bias + off : NULL, job->p + row, job->logit + row);
 }

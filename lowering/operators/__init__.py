@@ -40,6 +40,7 @@ OPERATORS: tuple[Operator, ...] = (
     grouped_matmul.OPERATOR,
     fused_infer_attention_score.OPERATOR,
     kv_rmsnorm_rope_cache.OPERATOR,
+    grouped_matmul.LIST,
     moe_finalize_routing.OPERATOR,
     moe_gating_top_k.OPERATOR,
     moe_gating_top_k_softmax.OPERATOR,

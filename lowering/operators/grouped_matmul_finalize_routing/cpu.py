@@ -9,23 +9,19 @@ sequential loop, whatever the number of threads.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from npu_lowering.operators.exact import EXACT_K, without_autocast
+from npu_lowering.operators.exact import OVERFLOW_K, int_product, is_plain, plain
 from npu_lowering.operators.grouped_matmul_finalize_routing import fractal_nz, native
 from npu_lowering.operators.grouped_matmul_finalize_routing.contract import Problem, check_values
-from npu_lowering.torch_internals import int_mm
 
 # Elements of one block of accumulators; 4 bytes each, and two such blocks are alive at a time.
 _BLOCK = 1 << 22
 # Bytes of one block of unpacked 5-D weights.
 _WEIGHT_BLOCK = 1 << 24
-# The first k at which an int32 sum may overflow: 2**17 * 2**14 = 2**31.
-_OVERFLOW_K = 1 << 17
 
 
 def run(problem: Problem) -> Tensor:
@@ -38,7 +34,7 @@ def run(problem: Problem) -> Tensor:
     """
     ends = check_values(problem)
     out = _initial(problem)
-    if problem.k < _OVERFLOW_K and native.available():
+    if problem.k < OVERFLOW_K and native.available():
         native.grouped_matmul_combine(
             out,
             problem.x,
@@ -78,10 +74,10 @@ def _weight_blocks(problem: Problem, g: int) -> Iterator[tuple[slice, Tensor]]:
     w = problem.w[g]
     n, k = int(problem.n), int(problem.k)
     if not problem.w_is_nz:
-        step = n if _is_plain(w) else max(1, _WEIGHT_BLOCK // k)
+        step = n if is_plain(w) else max(1, _WEIGHT_BLOCK // k)
         for first in range(0, n, step):
             columns = slice(first, min(first + step, n))
-            yield columns, _plain(w[:, columns])
+            yield columns, plain(w[:, columns])
         return
     panels, rows = w.shape[0], w.shape[1] * fractal_nz.K0
     step = max(1, _WEIGHT_BLOCK // (rows * fractal_nz.N0))
@@ -100,7 +96,7 @@ def _add_group(
     step = max(1, _BLOCK // w.shape[1])
     for first in range(start, end, step):
         rows = slice(first, min(first + step, end))
-        y = torch.mul(_matmul(_plain(problem.x[rows]), w), scale)
+        y = torch.mul(_matmul(plain(problem.x[rows]), w), scale)
         pertoken_scale, logit = problem.pertoken_scale, problem.logit
         if pertoken_scale is not None and logit is not None:
             y.mul_((pertoken_scale[rows] * logit[rows]).unsqueeze(1))
@@ -114,30 +110,15 @@ def _add_group(
         out.index_add_(0, problem.row_index[rows], y)
 
 
-def _is_plain(matrix: Tensor) -> bool:
-    """Whether rows lie one after the other, each without gaps.
-
-    ``is_contiguous`` does not say so: the stride of an axis of one element may be anything, also 0,
-    and ``torch._int_mm`` takes it for the distance between rows.
-    """
-    return matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
-
-
-def _plain(matrix: Tensor) -> Tensor:
-    if _is_plain(matrix):
-        return matrix
-    return matrix.clone(memory_format=torch.contiguous_format)
-
-
 def _matmul(x: Tensor, w: Tensor) -> Tensor:
     """``x @ w`` of int8 matrices, exact: int32, or int64 values that fit int32."""
     k = x.shape[1]
-    if k < _OVERFLOW_K:
-        return _matmul_int32(x, w)
+    if k < OVERFLOW_K:
+        return int_product(x, w)
     acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int64)
-    step = _OVERFLOW_K - 1
+    step = OVERFLOW_K - 1
     for first in range(0, k, step):
-        acc += _matmul_int32(_plain(x[:, first : first + step]), _plain(w[first : first + step]))
+        acc += int_product(x[:, first : first + step], w[first : first + step])
     limits = torch.iinfo(torch.int32)
     low, high = torch.aminmax(acc)
     if int(low) < limits.min or int(high) > limits.max:
@@ -146,34 +127,3 @@ def _matmul(x: Tensor, w: Tensor) -> Tensor:
             f"{int(high)} with k = {k}"
         )
     return acc
-
-
-def _matmul_int32(x: Tensor, w: Tensor) -> Tensor:
-    if _int_mm_is_exact():
-        return int_mm(x, w)
-    acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int32)
-    for first in range(0, x.shape[1], EXACT_K):
-        part = slice(first, first + EXACT_K)
-        with without_autocast(x.device):
-            acc += torch.mm(x[:, part].float(), w[part].float()).int()
-    return acc
-
-
-@functools.cache
-def _int_mm_is_exact() -> bool:
-    """Whether this build's ``torch._int_mm`` takes CPU tensors and never saturates.
-
-    Builds before torch 2.3 have it for CUDA only, and x86 processors without VNNI may go through
-    16-bit sums that saturate. The largest products of every sign show either.
-    """
-    for rows in (1, 33):
-        for a, b in ((-128, -128), (127, 127), (-128, 127), (127, -128)):
-            x = torch.full((rows, 64), a, dtype=torch.int8)
-            w = torch.full((64, 32), b, dtype=torch.int8)
-            try:
-                acc = int_mm(x, w)
-            except (RuntimeError, NotImplementedError):
-                return False
-            if not torch.equal(acc, torch.full((rows, 32), 64 * a * b, dtype=torch.int32)):
-                return False
-    return True

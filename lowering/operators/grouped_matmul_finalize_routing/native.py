@@ -206,11 +206,11 @@ def grouped_matmul_combine(
     x: torch.Tensor,
     w: torch.Tensor,
     ends: list[int],
-    scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    pertoken_scale: torch.Tensor | None,
-    logit: torch.Tensor | None,
-    row_index: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    pertoken_scale: torch.Tensor | None = None,
+    logit: torch.Tensor | None = None,
+    row_index: torch.Tensor | None = None,
 ) -> None:
     """Adds every row's contribution to ``out``, in place, bit for bit as a sequential loop would.
 
@@ -218,15 +218,17 @@ def grouped_matmul_combine(
     ``ends[-1]`` on are read in no tensor.
 
     Args:
-        out: float32 (output_bs, n), contiguous, holding what is added to.
+        out: float32 (output_bs, n), contiguous, holding what is added to; int32 where there is no
+            scale, and then the sums are stored, not added.
         x: int8 (m, k).
         w: int8 (e, k, n), or (e, n1, k1, 16, 32) for FRACTAL_NZ with n = 32 * n1.
         ends: the running totals of the groups' rows, e of them.
-        scale: float32 or bfloat16 (e, n).
+        scale: float32 or bfloat16 (e, n), or None for the sums alone, without bias and factors.
         bias: float32 or bfloat16 (e, n), or None.
         pertoken_scale: float32 (m,), or None.
         logit: float32 (m,), or None.
-        row_index: int64 or int32 (m,), inside [0, output_bs) for the rows that count.
+        row_index: int64 or int32 (m,), inside [0, output_bs) for the rows that count; None
+            where row r goes to row r.
 
     Raises:
         MemoryError: there is no room for the workspace; ``out`` is then undefined.
@@ -258,16 +260,17 @@ def grouped_matmul_combine(
         e=len(ends),
         k=k,
         n=n,
-        scale=scale.data_ptr(),
-        scale_e=scale.stride(0),
-        scale_n=scale.stride(1),
-        scale_bf16=scale.dtype is torch.bfloat16,
-        index=row_index.data_ptr(),
-        index_step=row_index.stride(0),
-        index_wide=row_index.dtype is torch.int64,
         threads=torch.get_num_threads(),
     )
     # What is not given stays zero, which is a null pointer.
+    if scale is not None:
+        call.scale = scale.data_ptr()
+        call.scale_e, call.scale_n = scale.stride()
+        call.scale_bf16 = scale.dtype is torch.bfloat16
+    if row_index is not None:
+        call.index = row_index.data_ptr()
+        call.index_step = row_index.stride(0)
+        call.index_wide = row_index.dtype is torch.int64
     if bias is not None:
         call.bias = bias.data_ptr()
         call.bias_e, call.bias_n = bias.stride()
