@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_native import path, problem, threads, to_lines, to_nz, use  # noqa: F401
+from test_native import encoded_library, path, problem, to_lines, to_nz, use  # noqa: F401
 
 from npu_lowering.operators import exact, int8_product
 from npu_lowering.operators.grouped_matmul_finalize_routing import native
@@ -29,8 +29,9 @@ def case(size):
     return given
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("size", SIZES)
-def test_sums_on_every_path(path, size):  # noqa: F811
+def test_sums_on_every_path(size):
     given = case(size)
     x, w, ends = given["x"], given["w"], given["ends"]
     expected = sums(x, w, ends)
@@ -44,8 +45,9 @@ def test_sums_on_every_path(path, size):  # noqa: F811
         assert torch.equal(out[ends[-1] :], torch.full_like(out[ends[-1] :], 5))
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("size", SIZES)
-def test_scaled_on_every_path(path, size):  # noqa: F811
+def test_scaled_on_every_path(size):
     given = case(size)
     x, w, ends, scale = given["x"], given["w"], given["ends"], given["scale"]
     for per_token in (None, given["pertoken_scale"]):

@@ -65,3 +65,11 @@ def grouped_scaled(
             out[start:end] += y
         start = end
     return out
+
+
+def scale_as_float(scale: Tensor) -> Tensor:
+    """Float32 of a scale; an int64 one has a float32's bits in its low half."""
+    if scale.dtype != torch.int64:
+        return scale.float()
+    low = scale & 0xFFFFFFFF
+    return torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32).view(torch.float32)

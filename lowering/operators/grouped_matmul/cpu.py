@@ -13,7 +13,7 @@ from npu_lowering.operators.grouped_matmul.contract import (
     NO_GROUPS,
     GroupedMatmul,
 )
-from npu_lowering.operators.int8_product import grouped, grouped_scaled
+from npu_lowering.operators.int8_product import grouped, grouped_scaled, scale_as_float
 
 
 def run(call: GroupedMatmul) -> list[Tensor]:
@@ -131,14 +131,6 @@ def _finished(call: GroupedMatmul, product: Tensor, g: int, per_token: Tensor | 
         return y.round().clamp(-128, 127).to(torch.int8)
     # No negative zero, as where the compiled kernel adds to zeros.
     return (_ACTIVATIONS[call.activation](y) + 0.0).to(call.dtype)
-
-
-def scale_as_float(scale: Tensor) -> Tensor:
-    """Float32 of a scale; an int64 one has a float32's bits in its low half."""
-    if scale.dtype != torch.int64:
-        return scale.float()
-    low = scale & 0xFFFFFFFF
-    return torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32).view(torch.float32)
 
 
 def _fast_gelu(y: Tensor) -> Tensor:
