@@ -13,6 +13,7 @@ from npu_lowering.operators import (
     grouped_matmul,
     grouped_matmul_finalize_routing,
     kv_rmsnorm_rope_cache,
+    grouped_matmul_swiglu_quant,
     moe_finalize_routing,
     moe_gating_top_k,
     moe_gating_top_k_softmax,
@@ -42,6 +43,8 @@ OPERATORS: tuple[Operator, ...] = (
     fused_infer_attention_score.OPERATOR,
     kv_rmsnorm_rope_cache.OPERATOR,
     grouped_matmul.LIST,
+    grouped_matmul_swiglu_quant.OPERATOR,
+    grouped_matmul_swiglu_quant.V2,
     moe_finalize_routing.OPERATOR,
     moe_gating_top_k.OPERATOR,
     moe_gating_top_k_softmax.OPERATOR,
@@ -70,6 +73,7 @@ OPERATORS: tuple[Operator, ...] = (
     scatter_pa_kv_cache.OPERATOR,
     swiglu.OPERATOR,
     top_k_top_p.OPERATOR,
+    swiglu.BACKWARD,
 )
 """Every operator; whatever goes over operators goes over this."""
 

@@ -61,6 +61,7 @@ DEFAULTS = {
     ("GroupedMatmulFinalizeRouting", "shared_input_offset"): 0,
     ("GroupedMatmul", "group_list_type"): 0,
     ("GroupedMatmul", "split_item"): 0,
+    ("GroupedMatmulSwigluQuantV2", "group_list_type"): 0,
     ("GroupedMatmul", "group_type"): -1,
     ("GroupedMatmul", "act_type"): 0,
     ("SwiGlu", "dim"): -1,
