@@ -185,7 +185,7 @@ def test_wide(n):
 @pytest.mark.usefixtures("path")
 def test_rows_that_share_sets_of_a_cache(n):
     """Their steps depend on the largest power of two that divides a row's bytes."""
-    for rows in (4, 7, 20):
+    for rows in (4, 7, 20, 30, 130):
         out, arguments = problem([rows], 700, n)
         check(out, arguments)
 

@@ -120,11 +120,12 @@ EXPORT void grouped_matmul_use_threads(void *gomp_parallel) {
     parallel = run;
 }
 
-/* Panels to be packed at a time: what half of a small L2 holds. */
-static int64_t packed_panels(const job_t *job) {
+/* Packs as many panels at a time as half of a small L2 holds. */
+static void pack_panels(job_t *job) {
     enum { PACK_BYTES = 256 << 10 };
     const int64_t fit = PACK_BYTES / job->pack_panel;
-    return least(fit > 0 ? fit : 1, job->task_panels);
+    job->pack_panels = least(fit > 0 ? fit : 1, job->task_panels);
+    job->pack_bytes = job->pack_panels * job->pack_panel;
 }
 
 /* Adds every row's contribution to out, by the given path, which the processor must have.
@@ -165,7 +166,7 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
     if (job.lines) {
         if (job.path->turn && most > job.path->turn_rows) {
             job.pack_panel = over(c->k, 64) * 16 * job.path->quad_bytes;
-            job.pack_panels = packed_panels(&job);
+            pack_panels(&job);
         }
         run_job(&job, run_lines, tasks, threads);
     } else if (job.in_place && !job.nz && most <= MAX_BLOCKS * job.path->rows) {
@@ -176,10 +177,8 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
         job.slices = over(c->k, job.slice_k);
         const int64_t row_bytes = job.slices * job.panels * PANEL * 4;
         const int64_t room = SUM_BYTES / row_bytes > most ? SUM_BYTES / row_bytes : most;
-        if (job.path->quad_bytes && most > job.path->rows) {
-            job.pack_panel = RUN_BYTES;
-            job.pack_panels = 1;
-        }
+        if (job.path->quad_bytes && most > job.path->rows)
+            job.pack_bytes = RUN_BYTES;
         job.sums = malloc((size_t)(least(room, job.rows) * row_bytes));
         job.failed = !job.sums;
         for (; job.first < job.lives && !job.failed; job.first = job.last) {
@@ -195,7 +194,12 @@ EXPORT int grouped_matmul_combine(const call_t *c, int64_t path) {
         free(job.sums);
     } else {
         if (job.path->quad_bytes && most > job.path->rows)
-            job.pack_panels = packed_panels(&job);
+            pack_panels(&job);
+        job.by_steps = job.in_place && !job.nz && job.pack_bytes && c->k > nd_step(c, 0);
+        if (job.by_steps) {
+            const int64_t bytes = STEP_PANELS * nd_step(c, 0) / 4 * job.path->quad_bytes;
+            job.pack_bytes = bytes > job.pack_bytes ? bytes : job.pack_bytes;
+        }
         run_job(&job, run_columns, tasks, threads);
     }
     free(memory);

@@ -11,9 +11,11 @@ typedef struct job {
     int64_t panels;       /* of n, the last one perhaps not full */
     int64_t task_panels;  /* of a task that is a range of columns */
     int64_t pack_panels;  /* of those, packed at a time, */
-    int64_t pack_panel;   /* in so many bytes each */
+    int64_t pack_panel;   /* in so many bytes each; */
+    int64_t pack_bytes;   /* of what is packed at a time, in all */
     int in_place;         /* panels can be read where they are */
     int nz;               /* and are contiguous */
+    int by_steps;         /* groups of many rows read ND some k-rows at a time */
     int lines;            /* k is contiguous: columns can be read where they are */
     float **out;          /* for each row, its output row, */
     float *p, *logit;     /* its factors, */
@@ -30,9 +32,10 @@ typedef struct job {
 struct worker {
     const job_t *job;
     void *memory;
-    int8_t *pack; /* pack_panels panels */
+    int8_t *pack; /* pack_bytes */
     int32_t *acc; /* a block of rows by a task's columns */
     int64_t acc_row;
+    int32_t *sums;       /* STEP_ROWS rows of STEP_PANELS panels, where ND is read by steps */
     int8_t *x;           /* blocks of rows, where x cannot be read in place */
     int8_t *panel;       /* SCRATCH rows of a panel, where w cannot */
     float *scale, *bias; /* a task's columns */
@@ -119,16 +122,17 @@ static int worker_open(worker_t *s, const job_t *job) {
     const int64_t cols = job->task_panels * PANEL;
     s->acc_row = cols + 16; /* off a power of two: rows do not share cache sets */
     const int64_t sizes[] = {
-        job->pack_panels * job->pack_panel,
+        job->pack_bytes,
         MAX_ROWS * s->acc_row * 4,
         MAX_BLOCKS * MAX_ROWS * job->quads * 4 * 2,
         SCRATCH * PANEL,
         cols * 4,
         cols * 4,
+        job->by_steps ? STEP_ROWS * STEP_PANELS * PANEL * 4 : 0,
     };
-    void *pieces[6];
+    void *pieces[7];
     s->job = job;
-    s->memory = allocate(sizes, pieces, 6);
+    s->memory = allocate(sizes, pieces, 7);
     if (!s->memory)
         return -1;
     s->pack = pieces[0];
@@ -137,6 +141,7 @@ static int worker_open(worker_t *s, const job_t *job) {
     s->panel = pieces[3];
     s->scale = pieces[4];
     s->bias = pieces[5];
+    s->sums = pieces[6];
     return 0;
 }
 

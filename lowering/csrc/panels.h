@@ -116,12 +116,12 @@ static void direct_block(const worker_t *s, const tile_t *block, int rows, int64
 
 /* The other blocks of rows, from the packed panels; they ask for the weights that come next. */
 static void packed_block(const worker_t *s, const tile_t *block, int rows, int64_t panels,
-                         int64_t b, const int8_t *next) {
+                         int64_t quads, int64_t b, const int8_t *next) {
     const job_t *job = s->job;
     const call_t *c = job->c;
     tile_t t = *block;
     t.panels = panels;
-    t.quads = job->quads;
+    t.quads = quads;
     if (b <= 2 && job->in_place) {
         /* A quad of a panel is two lines: the first block asks for one, the second for the
          * other. In ND neighbouring panels share lines, and the kernel moves on odd ones. */

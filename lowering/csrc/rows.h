@@ -5,22 +5,6 @@
  * combined then, a task being a range of columns.
  */
 
-/*
- * k-rows at a time. Loading and storing accumulators costs little where they are many, but rows a
- * multiple of a large power of two apart share sets of L2: half of the ways of a small one are
- * enough. Rows few, the fewer the better: few streams through memory.
- */
-static int64_t nd_step(const call_t *c, int few) {
-    enum { LEAST = 64, MOST = 512, WAY = 128 << 10, WAYS = 4 };
-    if (few)
-        return STRIP;
-    int64_t apart = c->w_i & -c->w_i;
-    if (apart == 0 || apart > WAY)
-        apart = WAY;
-    const int64_t fit = WAYS * (WAY / apart);
-    return fit < LEAST ? LEAST : least(fit, MOST);
-}
-
 /* Some k-rows of one group, of one block of rows, by strips: whole rows, in order. */
 static void run_strips(const worker_t *s, const tile_t *block, int rows, int64_t g, int64_t k0,
                        int64_t k1) {

@@ -11,6 +11,8 @@ enum {
     ND_FEW_ROWS = 4,       /* of a group, up to which k-rows are read by strips */
     STRIP = 16,            /* k-rows of a strip */
     RUN_BYTES = 128 << 10, /* of ND that rows of more are read in, next to the next in a small L2 */
+    STEP_ROWS = 128,       /* of a group, at most, whose ND is read some k-rows at a time */
+    STEP_PANELS = 8,       /* of those, at a time */
     LINES = 128,           /* lines that several blocks of rows read in turn, from L2 */
 };
 
