@@ -9,6 +9,8 @@ import pytest
 import torch
 
 RUN = Path(__file__).parent / "benchmarks" / "run.py"
+sys.path.insert(0, str(RUN.parent))
+import layouts  # noqa: E402
 
 
 @pytest.mark.skipif(
@@ -16,11 +18,12 @@ RUN = Path(__file__).parent / "benchmarks" / "run.py"
     reason="this torch has no int8 matmul on CPU (torch._int_mm) to measure against",
 )
 def test_a_row_is_measured_and_checked():
-    row = json.dumps([[4, 64, 96, 3], ["int_mm"], 0, 1])
+    names = [*layouts.FAST, *layouts.ODD]
+    row = json.dumps([[4, 64, 96, 3, 2], ["int_mm"], names, 0, 1])
     done = subprocess.run(
         [sys.executable, str(RUN), "--row", row], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
-    assert {"nd", "nz", "int_mm"} <= set(measured["milliseconds"])
+    assert {*names, "int_mm"} <= set(measured["milliseconds"])
     assert all(0 < least <= median for least, median in measured["milliseconds"].values())

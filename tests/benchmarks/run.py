@@ -3,13 +3,16 @@
     python tests/benchmarks/run.py [--peer zentorch] [--quick] [--output FOLDER]
 
 Everything in a row of the table runs interleaved in one process of its own, warm; the results are
-checked against each other and, for the small ones, against the oracle. Needs the extra ``bench``
-for the pictures and the peer. Writes results.md, results.json and two PNG files.
+checked against each other and, for the small ones, against the oracle. Weights are held in each
+layout of layouts.py; zentorch is handed k-contiguous ones and packs them for itself. Needs the
+extra ``bench`` for the pictures and the peer. Writes results.md, results.json and two PNG files.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -22,29 +25,44 @@ import npu_lowering  # isort: skip -- where torch_npu is installed without CANN,
 import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+import layouts  # noqa: E402
 import limits  # noqa: E402
 from oracle import oracle  # noqa: E402
 
 from npu_lowering.operators.grouped_matmul_finalize_routing import native  # noqa: E402
 
-# experts, k, n, tokens; eight rows of x a token.
+# experts, k, n, tokens, experts a token goes to.
 ROWS = (
-    (8, 2048, 7168, 72),
-    (8, 2048, 7168, 8),
-    (8, 2048, 7168, 1),
-    (8, 2048, 7168, 768),
-    (32, 768, 2048, 256),
-    (32, 768, 2048, 16),
-    (64, 2048, 7168, 16),
+    (8, 2048, 7168, 72, 8),
+    (8, 2048, 7168, 8, 8),
+    (8, 2048, 7168, 1, 8),
+    (8, 2048, 7168, 768, 8),
+    (32, 768, 2048, 256, 8),
+    (32, 768, 2048, 16, 8),
+    (64, 2048, 7168, 16, 8),
+    (16, 1408, 2048, 40, 6),
+    (128, 512, 4096, 32, 8),
 )
-SCALING = tuple((8, 768, 2048, 1 << i) for i in range(14))
-EXPERTS = tuple((1 << i, 768, 2048, 16) for i in range(9))
+# Curves: what grows, over its values.
+CURVES = {
+    "tokens": tuple((8, 768, 2048, 1 << i, 8) for i in range(13)),
+    "experts": tuple((1 << i, 768, 2048, 16, 8) for i in range(3, 9)),
+    "k": tuple((16, 1 << i, 2048, 16, 8) for i in range(6, 13)),
+    "n": tuple((16, 1024, 1 << i, 16, 8) for i in range(6, 14)),
+}
+# Shapes at which the odd layouts, and the path without VNNI, are measured.
+ODD_ROWS = ((8, 2048, 7168, 8, 8), (32, 768, 2048, 256, 8))
+# Rows of each group, over the groups: skewed ones and even ones that multiply, or read, as much.
+SKEWED = {
+    "one expert has all rows": ((2048, 7168, [576] + [0] * 7), (2048, 7168, [72] * 8)),
+    "256 experts with one row": ((512, 2048, [1] * 256), (2048, 8192, [1] * 16)),
+}
 
 
-def call(experts, k, n, tokens):
-    """Random inputs; each token goes to eight experts, or to all there are."""
+def call(experts, k, n, tokens, top_k):
+    """Random inputs; each token goes to top_k experts, or to all there are."""
     generator = torch.Generator().manual_seed(0)
-    top_k = min(8, experts)
+    top_k = min(top_k, experts)
     scores = torch.rand(tokens, experts, generator=generator)
     weights, ids = scores.topk(top_k)
     routed = npu_lowering.routing(ids, weights, num_experts=experts)
@@ -130,13 +148,12 @@ def interleaved(functions, seconds):
     return {name: (min(t), statistics.median(t)) for name, t in times.items()}
 
 
-def one_row(sizes, peers, seconds, threads):
+def one_row(sizes, peers, names, seconds, threads):
     """Measures one problem; runs in a process of its own."""
     torch.set_num_threads(threads)
     operator = npu_lowering.npu_grouped_matmul_finalize_routing
     case = call(*sizes)
-    nz = {**case, "w": npu_lowering.to_fractal_nz(case["w"])}
-    functions = {"nd": lambda: operator(**case), "nz": lambda: operator(**nz)}
+    functions = {name: held(operator, case, name) for name in names}
     if "int_mm" in peers:
         functions["int_mm"] = lambda: int_mm_loop(case)
     if "zentorch" in peers:
@@ -152,7 +169,7 @@ def one_row(sizes, peers, seconds, threads):
         before = limits.measure(threads)
         times = interleaved(functions, seconds)
         after = limits.measure(threads)
-    _, k, n, _ = sizes
+    _, k, n, *_ = sizes
     used = int((case["group_list"] > 0).sum())
     work = {"arithmetic": case["x"].shape[0] * k * n, "memory": used * k * n}
     for name in before:  # the machine's own speed drifts: what it could do at its best
@@ -160,15 +177,49 @@ def one_row(sizes, peers, seconds, threads):
     return {"sizes": sizes, "threads": threads, "path": native.path(), "milliseconds": times}
 
 
-def in_a_process(sizes, peers, seconds, threads):
+def held(operator, case, layout):
+    """A call with its weights held in that layout."""
+    make = layouts.FAST[layout] if layout in layouts.FAST else layouts.ODD[layout][0]
+    arguments = {**case, "w": make(case["w"])}
+    return lambda: operator(**arguments)
+
+
+def in_a_process(sizes, peers, names, seconds, threads, path="auto"):
     """A process for each set of weights: a peer's cache of packed weights goes by address."""
     print(f"{sizes} {threads} threads ...", end=" ", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, "--row", json.dumps([sizes, peers, seconds, threads])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    row = json.dumps([sizes, peers, names, seconds, threads])
+    done = subprocess.run(
+        [sys.executable, __file__, "--row", row],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, native.VARIABLE: path},
+    )
     row = json.loads(done.stdout.splitlines()[-1])
     shown = {name: round(t[0], 2) for name, t in row["milliseconds"].items()}
     print(shown, file=sys.stderr)
     return row
+
+
+def skewed(seconds):
+    """name -> minimum (median) of the skewed groups and of even ones that are as much work."""
+    operator = npu_lowering.npu_grouped_matmul_finalize_routing
+    results = {}
+    for name, groups in SKEWED.items():
+        functions = {}
+        for kind, (k, n, counts) in zip(("skewed", "even"), groups):
+            m = sum(counts)
+            arguments = {
+                "x": torch.ones(m, k, dtype=torch.int8),
+                "w": torch.ones(len(counts), n, k, dtype=torch.int8).transpose(1, 2),
+                "group_list": torch.tensor(counts),
+                "scale": torch.ones(len(counts), n),
+                "row_index": torch.arange(m),
+            }
+            functions[kind] = functools.partial(operator, **arguments)
+        with torch.inference_mode():
+            results[name] = interleaved(functions, seconds)
+    return results
 
 
 def overhead(seconds):
@@ -177,7 +228,7 @@ def overhead(seconds):
     What torch.compile adds to any function shows in one that does next to nothing with the same
     inputs.
     """
-    case = call(2, 64, 64, 4)
+    case = call(2, 64, 64, 4, 2)
     operator = torch.ops.npu.npu_grouped_matmul_finalize_routing
     sizes = {name: value for name, value in case.items() if not isinstance(value, torch.Tensor)}
     tensors = {name: value for name, value in case.items() if name not in sizes}
@@ -228,29 +279,58 @@ def times(measured):
 
 
 def table(rows):
-    """The rows as Markdown: minimum (median) in milliseconds, and ratios of minima."""
+    """The rows as Markdown: minimum (median) in milliseconds, then ratios of minima."""
     names = [name for name in names_of(rows) if not name.startswith("limit")]
-    head = ["e, k, n, tokens", *names, "larger limit", "nd / limit", "nz / limit"]
-    peer = "zentorch" in names
-    head += ["nd / zentorch", "nz / zentorch"] if peer else []
+    ours = [name for name in names if name in layouts.FAST]
+    peer = "zentorch" if "zentorch" in names else None
+    head = ["e, k, n, tokens, top k", *names, "limits: MAC, read"]
+    head += [f"{name} / limit" for name in ours] + [f"{name} / zentorch" for name in ours if peer]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         t = row["milliseconds"]
         limit = larger_limit(row)
         cells = [", ".join(map(str, row["sizes"]))]
         cells += [f"{t[name][0]:.2f} ({t[name][1]:.2f})" for name in names]
-        cells += [
-            f"{limit:.2f}",
-            *(f"{t[w][0] / limit:.2f}" if limit else "" for w in ("nd", "nz")),
-        ]
-        cells += [f"{t[w][0] / t['zentorch'][0]:.2f}" for w in ("nd", "nz")] if peer else []
+        cells += [", ".join(f"{t[name][0]:.2f}" for name in t if name.startswith("limit"))]
+        cells += [f"{t[name][0] / limit:.2f}" if limit else "" for name in ours]
+        cells += [f"{t[name][0] / t[peer][0]:.2f}" for name in ours if peer]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def odd_table(rows):
+    """Odd layouts over the fast one that is nearest, minimum (median)."""
+    lines = ["| e, k, n, tokens, top k | " + " | ".join(layouts.ODD) + " |"]
+    lines.append("|" + "---|" * (len(layouts.ODD) + 1))
+    for row in rows:
+        t = row["milliseconds"]
+        ratios = [
+            f"{t[name][0] / t[near][0]:.2f} ({t[name][1] / t[near][1]:.2f})"
+            for name, (_, near) in layouts.ODD.items()
+        ]
+        lines.append("| " + " | ".join([", ".join(map(str, row["sizes"])), *ratios]) + " |")
+    return "\n".join(lines)
+
+
+def cliffs(rows):
+    """Steps between neighbours of a curve where time grows 1.5 times as much as the work did."""
+    found = []
+    for before, after in zip(rows, rows[1:]):
+        for name in layouts.FAST:
+            if name in before["milliseconds"]:
+                step = after["milliseconds"][name][0] / before["milliseconds"][name][0]
+                work = larger_limit(after) / larger_limit(before) if larger_limit(before) else 2
+                if step > 1.5 * max(work, 1):
+                    found.append(f"{name} {before['sizes']} to {after['sizes']}: {step:.2f}")
+    return "".join(f"* {line}\n" for line in found) or "none\n"
+
+
 # What each is called in a picture, and its colour; limits are drawn in greys.
 LOOKS = {
-    "nd": ("3-D w", "tab:blue"),
+    "k": ("k contiguous", "tab:purple"),
+    "k_cast": ("k contiguous, cast to 29", "plum"),
+    "nd": ("n contiguous", "tab:blue"),
+    "nd_cast": ("n contiguous, cast to 29", "lightskyblue"),
     "nz": ("5-D w (FRACTAL_NZ)", "tab:orange"),
     "int_mm": ("loop over torch._int_mm", "tab:green"),
     "zentorch": ("zentorch", "tab:red"),
@@ -278,7 +358,7 @@ def pictures(rows, scaling, folder):
     axes.set_xticks(tokens, [str(count) for count in tokens], rotation=45)
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    e, k, n, _ = scaling[0]["sizes"]
+    e, k, n, *_ = scaling[0]["sizes"]
     axes.set_title(f"{e} experts, k = {k}, n = {n}, {scaling[0]['threads']} threads")
     axes.legend()
     axes.grid(alpha=0.3)
@@ -289,12 +369,13 @@ def pictures(rows, scaling, folder):
     for i, name in enumerate(names):
         label, colour = LOOKS[name]
         ratios = [row["milliseconds"][name][0] / larger_limit(row) for row in rows]
-        places = [j + (i - len(names) / 2) * 0.2 for j in range(len(rows))]
-        axes.bar(places, ratios, 0.19, label=label, color=colour, align="edge")
+        width = 0.8 / len(names)
+        places = [j + (i - len(names) / 2) * width for j in range(len(rows))]
+        axes.bar(places, ratios, 0.95 * width, label=label, color=colour, align="edge")
     axes.axhline(1, color="black", linewidth=1)
     labels = [", ".join(map(str, row["sizes"])) for row in rows]
     axes.set_xticks(range(len(rows)), labels, rotation=25, ha="right")
-    axes.set(xlabel="experts, k, n, tokens", ylabel="time / the larger of the two limits")
+    axes.set(xlabel="experts, k, n, tokens, top k", ylabel="time / the larger of the two limits")
     axes.legend()
     figure.savefig(folder / "ratios.png", dpi=120, bbox_inches="tight")
 
@@ -317,34 +398,49 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--peer", action="append", default=[], help="zentorch; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="a second a row, and no scaling")
+    parser.add_argument("--quick", action="store_true", help="less time a row, and no curves")
     parser.add_argument("--output", type=Path, default=Path("benchmark"), help="folder to write to")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
-        sizes, peers, seconds, threads = json.loads(options.row)
-        print(json.dumps(one_row(tuple(sizes), peers, seconds, threads)))
+        sizes, peers, names, seconds, threads = json.loads(options.row)
+        print(json.dumps(one_row(tuple(sizes), peers, names, seconds, threads)))
         return
     options.output.mkdir(parents=True, exist_ok=True)
-    seconds, threads = (1 if options.quick else 6), torch.get_num_threads()
-    peers = ["int_mm", *options.peer]
+    seconds, threads = (4 if options.quick else 10), torch.get_num_threads()
+    fast, odd = list(layouts.FAST), list(layouts.ODD)
     results = {
-        "rows": [in_a_process(sizes, peers, seconds, threads) for sizes in ROWS],
+        "rows": [in_a_process(s, options.peer, fast, seconds, threads) for s in ROWS],
+        "odd": [in_a_process(s, [], [*fast, *odd], seconds, threads) for s in ODD_ROWS],
+        "skewed": skewed(seconds / 2),
         "overhead": overhead(1),
         "import": importing(),
-        "lowering": lowering(5 * seconds),
+        "lowering": lowering(seconds),
     }
-    text = table(results["rows"]) + "\n\nTiny call, milliseconds: minimum (median)\n\n"
+    text = table(results["rows"])
+    text += "\n\nOdd layouts over the fast one that is nearest\n\n" + odd_table(results["odd"])
+    if "avx2" in native.PATHS and native.path() in ("avx512vnni", "avxvnni"):
+        results["avx2"] = [
+            in_a_process(s, [], ["k", "nd", "nz"], 2, threads, "avx2") for s in ROWS[:2]
+        ]
+        text += "\n\nThe path without VNNI\n\n" + table(results["avx2"])
+    text += "\n\nSkewed groups, milliseconds: minimum (median)\n\n"
+    for name, measured in results["skewed"].items():
+        ratio = measured["skewed"][0] / measured["even"][0]
+        text += f"{name}, {ratio:.2f} of even ones\n\n{times(measured)}\n"
+    text += "\nTiny call, milliseconds: minimum (median)\n\n"
     text += times(results["overhead"])
     text += f"\nimport npu_lowering after torch: {results['import']:.1f} ms\n"
     if results["lowering"]:
         text += "\nLowering, milliseconds: minimum (median)\n\n" + times(results["lowering"])
     if not options.quick:
-        results["tokens"] = [in_a_process(s, ["int_mm"], 1, threads) for s in SCALING]
-        results["experts"] = [in_a_process(s, ["int_mm"], 1, threads) for s in EXPERTS]
-        results["one thread"] = [in_a_process(s, ["int_mm"], 1, 1) for s in ROWS]
-        for name in ("tokens", "experts", "one thread"):
-            text += f"\n{name}\n\n" + table(results[name]) + "\n"
+        for name, curve in CURVES.items():
+            results[name] = [
+                in_a_process(s, ["int_mm"], ["k", "nd", "nz"], 1, threads) for s in curve
+            ]
+            text += f"\n{name}\n\n{table(results[name])}\n\ncliffs: {cliffs(results[name])}"
+        results["one thread"] = [in_a_process(s, options.peer, fast, 2, 1) for s in ROWS]
+        text += f"\none thread\n\n{table(results['one thread'])}\n"
         if larger_limit(results["rows"][0]):
             pictures(results["rows"], results["tokens"], options.output)
     (options.output / "results.json").write_text(json.dumps(results, indent=1))
