@@ -5,6 +5,8 @@ second quantisation, and then one operator: down projection, combine and shared 
 """
 
 import argparse
+import os
+import shutil
 import warnings
 
 import npu_lowering
@@ -124,9 +126,12 @@ def main():
     warnings.filterwarnings("ignore", "npu_grouped_matmul_finalize_routing: |triton-ascend is not")
     ways = {
         "eager": layer,
-        "inductor": torch.compile(layer, fullgraph=True),
         "TorchAIR": torch.compile(layer, backend=backend, dynamic=False, fullgraph=True),
     }
+    if shutil.which(os.environ.get("CXX", "g++")):
+        ways["inductor"] = torch.compile(layer, fullgraph=True)
+    else:
+        print("inductor is left out: it needs a C++ compiler, g++ or the one that CXX names")
     print(f"\n{'way':<12}{'error to float32':<20}largest difference to eager")
     for name, way in ways.items():
         torch._dynamo.reset()  # torch 2.1 would go on with what another backend has compiled

@@ -3,6 +3,7 @@
 import npu_lowering  # noqa: F401  isort: skip
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -32,6 +33,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: more threads 
 def pytest_collection_modifyitems(items):
     """Tests that bring torch_npu into the process come last: nothing can take it out again."""
     items.sort(key=lambda item: "torchair" in item.fixturenames)
+
+
+# The one that Inductor takes.
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Skip what needs Inductor's C++ where nothing compiles it; all else has to go without."""
+    try:
+        return (yield)
+    except Exception as error:
+        if COMPILER is None and "InvalidCxxCompiler" in f"{type(error).__name__}: {error}":
+            pytest.skip("needs a C++ compiler, with which Inductor compiles for the CPU")
+        raise
 
 
 @pytest.fixture(autouse=True)

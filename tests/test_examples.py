@@ -25,7 +25,7 @@ FAULTS = {
 DISTRIBUTED = {"expert_parallel.py"}
 # An example is read in one sitting; one that is a whole layer, or a whole parallel program, with
 # the reference that it is compared with, takes more than one idea, and more lines.
-LINES = {"deepseek_moe_layer.py": 149, "expert_parallel.py": 130}
+LINES = {"deepseek_moe_layer.py": 154, "expert_parallel.py": 130}
 
 
 ALONE = sorted({path.name for path in EXAMPLES.glob("*.py")} - DISTRIBUTED)
