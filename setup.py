@@ -4,11 +4,16 @@ It is optional: without a C compiler the package installs and works, only slower
 pyproject.toml.
 """
 
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+if sys.version_info < (3, 10):
+    # The pips that come with older Pythons look at requires-python last, after gigabytes of torch.
+    sys.exit(f"npu-lowering needs Python 3.10 or newer, this is {sys.version.split()[0]}")
 
 CSRC = Path("lowering", "csrc")
 
