@@ -51,11 +51,15 @@ def test_there_are_messages_to_check():
 @pytest.mark.parametrize(
     "page",
     [
+        "CHANGELOG.md",
         "README.md",
         "README.zh-CN.md",
         "docs/CONTRIBUTING.md",
         "docs/errors.md",
         "docs/numerics.md",
+        "docs/reference.md",
+        "docs/speed.md",
+        "docs/versions.md",
     ],
 )
 def test_links_hold(page):
