@@ -64,6 +64,15 @@ def profiled():
         return len([*Path(folder).iterdir()])
 
 
+def captured():
+    graph, x = npu().NPUGraph(), torch.ones(2)
+    with npu().graph(graph):
+        y = x + 1
+    x.fill_(3)
+    graph.replay()
+    return y.tolist()
+
+
 def hccl():
     with tempfile.TemporaryDirectory() as folder:
         store = f"file://{folder}/store"
@@ -127,7 +136,7 @@ QUESTIONS = {
     "Stream()": lambda: npu().Stream().query(),
     "current_stream()": lambda: npu().current_stream().query(),
     "lowered": lowered,
-    "NPUGraph()": lambda: npu().NPUGraph(),
+    "NPUGraph()": captured,
     "npugraph_ex": lambda: torch.compile(lambda x: x + 1, backend="npugraph_ex")(tensor()).tolist(),
     "hccl": hccl,
     "get_soc_version()": lambda: npu().get_soc_version(),
