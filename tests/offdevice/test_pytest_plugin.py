@@ -61,6 +61,49 @@ def test_what_torch_says_of_torch(category):
 PROJECT = {"conftest.py": CONFTEST, "test_model.py": MODEL}
 # The first test alone, which is two: one for each of two workers.
 SMALL = {"conftest.py": CONFTEST, "test_model.py": MODEL[: MODEL.index("\n\ndef test_a_backend")]}
+DEVICE = """
+import multiprocessing
+
+import pytest
+import torch
+import torch.utils.data
+
+
+@pytest.fixture
+def device():
+    return torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else "npu"
+
+
+def test_a_model_learns_on_the_device(device):
+    model = torch.nn.Linear(2, 1).to(device)
+    step = torch.optim.AdamW(model.parameters())
+    data = torch.utils.data.TensorDataset(torch.ones(4, 2))
+    for (rows,) in torch.utils.data.DataLoader(data, batch_size=2, num_workers=1):
+        model(rows.npu(non_blocking=True)).sum().backward()
+        step.step()
+    torch.npu.synchronize()
+    assert torch.npu.is_available()
+    assert model.weight.grad.cpu().tolist() == [[4, 4]]
+
+
+def child(queue):
+    queue.put(torch.ones(2, device="npu").tolist())
+
+
+def test_a_process_that_is_started_has_the_device(device):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue,))
+    process.start()
+    assert queue.get(timeout=120) == [1, 1]
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_tensorflow_is_not_stood_in_for():
+    with pytest.raises(ImportError):
+        import tensorflow
+"""
 LIGHT_TEST = """
 import sys
 
@@ -130,6 +173,14 @@ def test_its_workers_run_without_a_device(run_pytest):
     output, _ = run_pytest({**SMALL, "pytest.ini": STRICT}, "--npu-offdevice", "-n", "2")
     assert "2 passed" in output
     assert "warning" not in output or TORCH < (2, 6)  # of older TorchAIR itself
+
+
+@pytest.mark.usefixtures("found")
+def test_its_tests_find_a_device(run_pytest):
+    settings = "[pytest]\nfilterwarnings = error\n"
+    output, _ = run_pytest({"test_device.py": DEVICE, "pytest.ini": settings}, "--npu-offdevice")
+    assert "3 passed" in output
+    assert "off the device: the CPU plays an NPU" in output
 
 
 @pytest.mark.usefixtures("found")

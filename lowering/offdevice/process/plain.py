@@ -80,7 +80,8 @@ def without_device() -> None:
         if name.startswith("torch_npu.") and "get_soc_version" in vars(module):
             vars(module)["get_soc_version"] = lambda: _SOC_VERSION
     supported = torch._C._autograd._supported_activities
-    own = {torch.profiler.ProfilerActivity.PrivateUse1}
+    # Of older releases it has none, and nothing is left out.
+    own = {getattr(torch.profiler.ProfilerActivity, "PrivateUse1", None)}
     torch._C._autograd._supported_activities = lambda: supported() - own
     for module in (torch.autograd, torch.autograd.profiler):
         vars(module)["_supported_activities"] = torch._C._autograd._supported_activities
@@ -92,6 +93,8 @@ def _snapshot() -> _Snapshot:
     seen: set[int] = set()
     for name, module in list(sys.modules.items()):
         if (name != "torch" and not name.startswith("torch.")) or name.startswith(_ADDING):
+            continue
+        if not hasattr(module, "__dict__"):  # None, where an import is to fail
             continue
         attributes = dict(vars(module))
         taken.append((module, attributes))
