@@ -141,3 +141,38 @@ def test_the_sentence_is_one():
     assert "\n" not in refusals.NO_DEVICE
     for column in ("npu_lowering run SCRIPT", "pytest --npu-offdevice"):
         assert column in refusals.NO_DEVICE
+
+
+KEPT = """
+import os
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+import importlib, multiprocessing.reduction, sys, warnings
+from npu_lowering import offdevice
+from npu_lowering.offdevice.process import plain
+for name in plain._CHANGED:
+    importlib.import_module(name)
+import torch
+sys.modules["torch.of_no_release"] = None
+before = plain._snapshot()
+state = lambda: (sys.excepthook, warnings.showwarning, list(warnings.filters))
+rest, reducers = state(), dict(multiprocessing.reduction.ForkingPickler._extra_reducers)
+offdevice.install()
+import torch_npu
+changed = [
+    (getattr(owner, "__name__", owner), name)
+    for owner, attributes in before
+    for name, value in attributes.items()
+    if plain._is_theirs(vars(owner).get(name)) and not plain._is_theirs(value)
+]
+assert changed == [], changed
+assert state() == rest
+now = multiprocessing.reduction.ForkingPickler._extra_reducers
+assert {key: now[key] for key in reducers} == reducers
+# Several kinds of what torch_npu puts there are known as such.
+assert plain._is_theirs(torch.nn.Module.cast_weight) and plain._is_theirs(torch_npu.npu.Stream)
+assert not plain._is_theirs(torch.nn.Module.to) and not plain._is_theirs(None)
+"""
+
+
+def test_torch_has_its_own_functions_back(python):
+    python("-c", KEPT)
