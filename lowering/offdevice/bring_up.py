@@ -65,9 +65,11 @@ def install() -> bool:
         with _signals_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _bring_in(found)
-            from npu_lowering.offdevice.process import attention  # which imports torch
+            # These import torch.
+            from npu_lowering.offdevice.process import attention, randomness
 
             attention.choose_what_lowers()
+            randomness.play()
         importlib.import_module("npu_lowering.converters").register()
         from npu_lowering.offdevice.process import formats, refusals  # which import torch
 
