@@ -248,7 +248,9 @@ def group_begin(stream: Any) -> None:
     """``graph_task_group_begin``."""
     taking = _taking_part(stream, "graph_task_group_begin()")
     if taking.group is not None:
-        raise CaptureError("graph_task_group_begin() inside a task group: groups do not nest")
+        raise state.failed(
+            CaptureError("graph_task_group_begin() inside a task group: groups do not nest")
+        )
     taking.group = len(taking.steps)
 
 
@@ -256,7 +258,9 @@ def group_end(stream: Any) -> Group:
     """``graph_task_group_end``."""
     taking = _taking_part(stream, "graph_task_group_end()")
     if taking.group is None:
-        raise CaptureError("graph_task_group_end() without graph_task_group_begin() before it")
+        raise state.failed(
+            CaptureError("graph_task_group_end() without graph_task_group_begin() before it")
+        )
     begin, taking.group = taking.group, None
     return Group(taking.steps, begin)
 

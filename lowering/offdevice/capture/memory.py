@@ -192,7 +192,8 @@ def tensor(
     offset: int | torch.SymInt = 0,
 ) -> torch.Tensor:
     """A tensor over memory that is there already."""
-    return torch.empty(0, dtype=dtype).set_(storage, offset, tuple(size), tuple(stride))
+    with torch._C._DisableTorchDispatch():  # no mode is to see how it is made
+        return torch.empty(0, dtype=dtype).set_(storage, offset, tuple(size), tuple(stride))
 
 
 def poison(memory: torch.Tensor) -> None:

@@ -122,7 +122,10 @@ class Recorder(TorchDispatchMode):
             return None
         if func is _aten.lift_fresh.default:
             self.constants.append(tensors[0].untyped_storage())
-        self._remember(tensors)
+        if torch.Tag.inplace_view in func.tags:
+            self._seen.pop(id(tensors[0]), None)  # it may have other memory now, and be meant to
+        else:
+            self._remember(tensors)
         if _is_view(func, args) or not (tensors or func._schema.returns):
             return func(*args, **kwargs)
         stream = state.stream()

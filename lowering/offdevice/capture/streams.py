@@ -148,10 +148,12 @@ class EventBase(torch.Event):
             current.streams.add(stream_id)
             current.order.wait(stream_id, self._capture[1])
         elif stream_id in current.streams and self._time is not None:
-            raise CaptureError(
-                f"stream {stream_id}, which is captured, waits for an event that was recorded "
-                "outside the capture: no replay could wait for it. Record the event on a stream "
-                "that takes part, or use torch.npu.ExternalEvent"
+            raise state.failed(
+                CaptureError(
+                    f"stream {stream_id}, which is captured, waits for an event that was recorded "
+                    "outside the capture: no replay could wait for it. Record the event on a "
+                    "stream that takes part, or use torch.npu.ExternalEvent"
+                )
             )
 
     def reset(self, stream: Any = None) -> None:
