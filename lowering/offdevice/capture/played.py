@@ -119,10 +119,50 @@ def play() -> None:
     for name in _COPYING:
         if name in sys.modules:
             sys.modules[name].deepcopy = _kept(sys.modules[name].deepcopy)  # type: ignore[attr-defined]
+    _play_for_dynamo(npu)
+    _let_torchair_follow_npugraph_ex()
     tensor: Any = torch.Tensor
     tensor.is_npu = property(checkpoint.is_npu)
     tensor.record_stream = streams.record_stream
     _is_played = True
+
+
+def _play_for_dynamo(npu: Any) -> None:
+    """Let what Dynamo makes inside a compiled function be streams and events of the NPU.
+
+    Torch's own classes would ask C++ for the device. Only newer releases make any.
+    """
+    for module, name, kind in (
+        (torch._dynamo.utils, "build_event", "Event"),
+        (torch._dynamo.utils, "build_stream", "Stream"),
+    ):
+        if hasattr(module, name):
+            setattr(module, name, _building(npu, kind))
+
+
+def _let_torchair_follow_npugraph_ex() -> None:
+    """Let TorchAIR compile where npugraph_ex has compiled before it.
+
+    Each registers the same derivatives at its first compilation. npugraph_ex looks whether they
+    are there, and TorchAIR does not, so that torch refuses the second registration.
+    """
+    utils: Any = importlib.import_module("torchair._utils")
+    register = getattr(utils, "register_matmul_backward_decomp", None)
+    if register is None:
+        return
+
+    def register_once() -> None:
+        if torch._C.DispatchKey.AutogradPrivateUse1 not in torch.ops.aten.to.other.py_kernels:
+            register()
+
+    utils.register_matmul_backward_decomp = register_once
+
+
+def _building(npu: Any, kind: str) -> Callable[..., Any]:
+    def build(args: Any, kwargs: Any) -> Any:
+        return getattr(npu, kind)(*args, **kwargs)
+
+    return build
 
 
 def _rebind(renewed: dict[int, tuple[Any, Any]]) -> None:

@@ -115,10 +115,14 @@ def acting_for_users(
     return act
 
 
+# Where Dynamo follows streams: it has to see those of the device that is played.
+_OF_STREAMS = ("torch._dynamo.variables.streams", "torch._dynamo.utils")
+
+
 def _is_torchs(module: str | None) -> bool:
     """Whether a module is torch's; torch.npu is a name of torch_npu's."""
     top, second = f"{module}.".split(".")[:2]
-    return top == "torch" and second != "npu"
+    return top == "torch" and second != "npu" and module not in _OF_STREAMS
 
 
 def _seed(seed: int) -> None:
