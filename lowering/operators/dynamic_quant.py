@@ -11,11 +11,12 @@ from torch import Tensor
 from npu_lowering.operators.checking import (
     check_devices,
     check_dtype,
+    check_rank,
     check_shape,
-    must_be_none,
     require,
 )
 from npu_lowering.operators.operator import GENode, NodeCall, Operator
+from npu_lowering.operators.row_groups import ends_of, group_of_rows
 
 INT8 = 1
 """What torch_npu's dst_type says for int8: the number that torch gives a dtype."""
@@ -27,11 +28,13 @@ class DynamicQuant:
 
     Attributes:
         x: ``(..., k)`` float16 or bfloat16.
-        smooth_scales: ``(k,)`` of the dtype of x, or None.
+        smooth_scales: ``(k,)`` of the dtype of x, or ``(groups, k)``, or None.
+        group_index: ``(groups,)`` int32, running totals of rows, or None.
     """
 
     x: Tensor
     smooth_scales: Tensor | None
+    group_index: Tensor | None
 
 
 def check(
@@ -47,14 +50,15 @@ def check(
 
     In float32 and in this order, for each row::
 
-        x     = input * smooth_scales              where they are given
+        x     = input * smooth_scales              where they are given; those of the row's group
         scale = max(abs(x)) / 127
         y     = round(x / scale)                   half to even; a row of zeros stays zeros
 
     Args:
         input: ``(..., k)`` float16, bfloat16 or float32, at least 1-D and not empty in k.
-        smooth_scales: ``(k,)``, of the dtype of input.
-        group_index: not supported; None.
+        smooth_scales: ``(k,)``, or ``(groups, k)`` with group_index; of the dtype of input.
+        group_index: ``(groups,)`` int32, running totals of rows, all rows at the end; with
+            smooth_scales.
         dst_type: None or 1, int8.
         quant_mode: ``"pertoken"``.
         dst_type_max: 0, for the largest value of the dtype.
@@ -64,12 +68,11 @@ def check(
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: a shape is wrong.
+        ValueError: a shape is wrong, or a value of group_index.
         NotImplementedError: another dtype or mode is asked for.
 
     Source: torch_npu's interface document. Its own tests allow a difference of one in y.
     """
-    must_be_none("group_index", group_index, "supported is one smooth_scales for all rows")
     for name, value, supported in (
         ("dst_type", INT8 if dst_type is None else dst_type, INT8),
         ("quant_mode", quant_mode, "pertoken"),
@@ -85,9 +88,28 @@ def check(
     )
     if smooth_scales is not None:
         check_dtype("smooth_scales", smooth_scales, input.dtype)
-        check_shape("smooth_scales", smooth_scales, "(k,)", (input.shape[-1],))
-    check_devices("input", {"input": input, "smooth_scales": smooth_scales})
-    return DynamicQuant(input, smooth_scales)
+    _check_groups(input, smooth_scales, group_index)
+    tensors = {"input": input, "smooth_scales": smooth_scales, "group_index": group_index}
+    check_devices("input", tensors)
+    return DynamicQuant(input, smooth_scales, group_index)
+
+
+def _check_groups(x: Tensor, smooth_scales: Tensor | None, group_index: Tensor | None) -> None:
+    k = x.shape[-1]
+    if group_index is None:
+        if smooth_scales is not None:
+            check_shape("smooth_scales", smooth_scales, "(k,)", (k,))
+        return
+    if smooth_scales is None:
+        raise ValueError(
+            "smooth_scales is required with group_index, "
+            f"got None and a tensor of shape {tuple(group_index.shape)}"
+        )
+    check_dtype("group_index", group_index, torch.int32)
+    check_rank("group_index", group_index, 1, "(groups,)")
+    groups = group_index.shape[0]
+    require(ValueError, groups > 0, lambda: "group_index must not be empty, got shape (0,)")
+    check_shape("smooth_scales", smooth_scales, "(groups, k)", (groups, k))
 
 
 def fake(call: DynamicQuant) -> tuple[Tensor, Tensor]:
@@ -99,11 +121,28 @@ def fake(call: DynamicQuant) -> tuple[Tensor, Tensor]:
     )
 
 
+def cpu(call: DynamicQuant) -> tuple[Tensor, Tensor]:
+    """Y and scale, after a look at group_index."""
+    if call.group_index is not None:
+        rows = call.x.shape[:-1].numel()
+        ends = ends_of("group_index", call.group_index.tolist(), rows, totals=True)
+        if ends[-1] != rows:
+            raise ValueError(
+                f"group_index must end with the number of rows, {rows}, got {ends[-1]}"
+            )
+    return run(call)
+
+
 def run(call: DynamicQuant) -> tuple[Tensor, Tensor]:
-    """Y and scale, on any device."""
+    """The same, on any device, without a branch on data."""
     wide = call.x.to(torch.float32)
-    if call.smooth_scales is not None:
-        wide = wide * call.smooth_scales.to(torch.float32)
+    scales = call.smooth_scales
+    if scales is not None and call.group_index is not None:
+        rows = call.x.shape[:-1].numel()
+        group = group_of_rows(call.group_index, rows, totals=True).clamp(max=scales.shape[0] - 1)
+        scales = scales[group].reshape(call.x.shape)
+    if scales is not None:
+        wide = wide * scales.to(torch.float32)
     return quantised(wide)
 
 
@@ -129,13 +168,12 @@ OPERATOR = Operator(
     check=check,
     returns="(Tensor, Tensor)",
     fake=fake,
-    cpu=run,
-    portable=run,
+    cpu=cpu,
+    portable=cpu,
     decomposition=run,
     nodes=(GENode("DynamicQuant", _arguments),),
     summary="int8 with a scale for each row",
-    unsupported="group_index; dst_type other than int8; quant_mode other than pertoken; "
-    "dst_type_max",
+    unsupported="dst_type other than int8; quant_mode other than pertoken; dst_type_max",
     exactness="bit for bit in the stated order",
     source="torch_npu's interface document",
 )

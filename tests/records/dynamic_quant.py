@@ -17,6 +17,17 @@ def smooth(dtype=torch.bfloat16, **kwargs):
     return {**made, "smooth_scales": scales}
 
 
+def grouped(totals=(2, 2, 6), shape=(6, 16), **kwargs):
+    made = call(shape=shape)
+    scales = torch.linspace(0.25, 2, len(totals) * shape[-1]).view(len(totals), -1).bfloat16()
+    return {
+        **made,
+        "smooth_scales": scales,
+        "group_index": torch.tensor(totals, dtype=torch.int32),
+        **kwargs,
+    }
+
+
 def with_zeros():
     made = call()
     made["input"][1] = 0
@@ -32,10 +43,15 @@ def oracle(
     quant_mode="pertoken",
     dst_type_max=0.0,
 ):
-    del group_index, dst_type, quant_mode, dst_type_max
+    del dst_type, quant_mode, dst_type_max
     rows = input.float().reshape(-1, input.shape[-1]).numpy()
     if smooth_scales is not None:
-        rows = rows * smooth_scales.float().numpy()
+        factors = smooth_scales.float().numpy()
+        if group_index is not None:
+            ends = group_index.tolist()
+            groups = [sum(end <= r for end in ends) for r in range(len(rows))]
+            factors = np.stack([factors[g] for g in groups])
+        rows = rows * factors
     y, scales = np.zeros(rows.shape, np.int8), np.zeros(len(rows), np.float32)
     for i, row in enumerate(rows):
         scales[i] = np.abs(row).max() / np.float32(127)
@@ -54,6 +70,8 @@ TESTED = [
             "float32": lambda: call(dtype=torch.float32),
             "smooth_scales": smooth,
             "smooth_scales_float16": lambda: smooth(dtype=torch.float16),
+            "groups": grouped,
+            "groups_three_axes": lambda: grouped(shape=(2, 3, 8)),
             "rows_of_zeros": with_zeros,
             "one_row": lambda: call(shape=(1, 4)),
             "one_column": lambda: call(shape=(4, 1)),
@@ -89,11 +107,23 @@ TESTED = [
                 "smooth_scales must be (k,) = (16,), got shape (15,)",
                 call,
             ),
-            "group_index": Bad(
+            "group_index_alone": Bad(
                 {"group_index": torch.zeros(2, dtype=torch.int32)},
-                NotImplementedError,
-                "group_index is not supported yet and must be None, got a tensor of shape (2,);",
+                ValueError,
+                "smooth_scales is required with group_index, got None and a tensor of shape (2,)",
                 call,
+            ),
+            "group_index_dtype": Bad(
+                {"group_index": torch.tensor([2, 2, 6])},
+                TypeError,
+                "group_index must be int32, got int64",
+                grouped,
+            ),
+            "group_index_groups": Bad(
+                {"group_index": torch.tensor([2, 6], dtype=torch.int32)},
+                ValueError,
+                "smooth_scales must be (groups, k) = (2, 16), got shape (3, 16)",
+                grouped,
             ),
             "dst_type": Bad(
                 {"dst_type": 16}, NotImplementedError, "dst_type must be 1 on CPU, got 16", call
@@ -109,6 +139,21 @@ TESTED = [
                 NotImplementedError,
                 "dst_type_max must be 0.0 on CPU, got 15.0",
                 call,
+            ),
+        },
+        value_errors={
+            "decreasing": Bad(
+                {"group_index": torch.tensor([2, 1, 6], dtype=torch.int32)},
+                ValueError,
+                "group_index must hold totals that do not decrease, of at most m = 6 rows in all, "
+                "got group_index[1] = 1 after 2 rows",
+                grouped,
+            ),
+            "end": Bad(
+                {"group_index": torch.tensor([2, 2, 5], dtype=torch.int32)},
+                ValueError,
+                "group_index must end with the number of rows, 6, got 5",
+                grouped,
             ),
         },
     )
