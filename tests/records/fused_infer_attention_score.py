@@ -56,7 +56,7 @@ def paged(form="BnNBsD", layout="BNSD", b=3, kv_n=2, d=16, rope=0, lengths=(5, 0
         layout, b=b, kv_n=kv_n, d=d, rope=rope, actual_seq_lengths_kv=list(lengths), **kwargs
     )
     order = torch.randperm(20, generator=torch.Generator().manual_seed(5))
-    table = torch.full((len(lengths), most), -7, dtype=torch.int32)
+    table = torch.full((len(lengths), most), 99, dtype=torch.int32)
     for i, length in enumerate(lengths):
         used = -(-length // size)
         table[i, :used] = order[i * most : i * most + used]
