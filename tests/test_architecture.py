@@ -73,7 +73,7 @@ ARROWS = {
         "offdevice.process.refusals",
         "offdevice.standins",
     ),
-    "offdevice.process.attention": (),
+    "offdevice.process.attention": ("offdevice.process.plain",),
     "offdevice.process.formats": ("operators", "torch_internals"),
     "offdevice.process.plain": (),
     "offdevice.process.randomness": (),
@@ -98,7 +98,13 @@ ARROWS = {
         "version",
     ),
     "offdevice.graph_only": ("errors", "offdevice.bring_up", "offdevice.engine", "offdevice.probe"),
-    "offdevice": ("errors", "offdevice.bring_up", "offdevice.engine", "offdevice.graph_only"),
+    "offdevice": (
+        "errors",
+        "offdevice.bring_up",
+        "offdevice.capture",
+        "offdevice.engine",
+        "offdevice.graph_only",
+    ),
     "": ("comparison", "limits", "moe_routing", "operators", "registration", "state", "version"),
     "__main__": ("errors", "offdevice", "version"),
 }

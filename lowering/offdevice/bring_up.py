@@ -6,12 +6,10 @@ import contextlib
 import importlib
 import io
 import os
-import signal
 import sys
 import threading
 import types
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 from npu_lowering import errors
@@ -62,7 +60,7 @@ def install() -> bool:
         found = probe.find_wheels()
         _refuse_other_engine()
         # What upstream warns of, and makes of warnings, while it is imported is not the user's.
-        with _signals_kept(), warnings.catch_warnings():
+        with plain.signals_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _bring_in(found)
             # These import torch.
@@ -83,26 +81,6 @@ def install() -> bool:
 def is_installed() -> bool:
     """Whether :func:`install` has made this process one that runs off the device."""
     return _installed
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Take back what TorchAIR makes of signals while it is imported.
-
-    Its handlers of Ctrl-C and of SIGTERM finalise the graph engine, ignore the signal from then on
-    and send it again: the process goes on, and nothing but SIGKILL ends it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no other thread can set a handler, and TorchAIR does not try
-        return
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            # None stands for one of C, which Python cannot set.
-            if handler is not None:  # pragma: no branch
-                signal.signal(number, handler)
 
 
 def _bring_in(found: probe.Wheels) -> None:

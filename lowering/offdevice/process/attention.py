@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from npu_lowering.offdevice.process import plain
+
 # Where TorchAIR and npugraph_ex hand a model of Dynamo's to AOTAutograd, which chooses.
 _TRACING = ("torchair.npu_fx_compiler", "torchair.inference._cache_compiler")
 _LAZY = "npugraph_ex"
@@ -41,7 +43,8 @@ def _choosing(get: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(get)
     def getting(self: Any, name: str) -> Any:
-        value = get(self, name)
+        with plain.signals_kept():
+            value = get(self, name)
         compiler = sys.modules.get(f"{_LAZY}.npu_fx_compiler")
         if compiler is not None and compiler not in _chosen:
             _choose(compiler)

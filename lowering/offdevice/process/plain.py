@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import signal
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Iterator
@@ -38,6 +40,26 @@ _ADDING = ("torch._dynamo", "torch._logging", "torch._prims")
 _SOC_VERSION = 223
 _Owner = Any  # a module or a class
 _Snapshot = list[tuple[_Owner, dict[str, Any]]]
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Take back what TorchAIR, or npugraph_ex, makes of signals while it is imported.
+
+    Their handlers of Ctrl-C and of SIGTERM finalise what they have, ignore the signal from then on
+    and send it again: the process goes on, and nothing but SIGKILL ends it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread can set a handler, and TorchAIR does not try
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            # None stands for one of C, which Python cannot set.
+            if handler is not None:  # pragma: no branch
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ def refuse_devices() -> None:
     _put(npu, "_lazy_init", _no_device)
     for name in _EARLY:
         _put(npu, name, _no_device)
+    _put(npu, "is_current_stream_capturing", lambda: False)
     _put(importlib.import_module("torch_npu.profiler"), "profile.__new__", _no_device)
     _refuse_process_groups(lambda _: _no_device)
 

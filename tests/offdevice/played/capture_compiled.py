@@ -9,8 +9,8 @@ import torchair
 from torch._dynamo.backends.common import aot_autograd
 
 import npu_lowering
+from npu_lowering.offdevice import last_captured
 from npu_lowering.offdevice.capture.refusals import CaptureError
-from npu_lowering.offdevice.capture.report import last_captured
 
 OVERWRITTEN = "ignore:Because acl graph fixes memory addresses:UserWarning"
 FROZEN = "ignore:When enable frozen_parameter:UserWarning"

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch_npu
 
+from npu_lowering.offdevice import last_captured
 from npu_lowering.offdevice.capture import memory
 from npu_lowering.offdevice.capture.calls import FreedMemoryError
 from npu_lowering.offdevice.capture.refusals import CaptureError
-from npu_lowering.offdevice.capture.report import last_captured
 
 NOTHING_CAPTURED = "holds no captured graph"
 

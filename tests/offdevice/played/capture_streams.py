@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch_npu
 
+from npu_lowering.offdevice import last_captured
 from npu_lowering.offdevice.capture import cores
 from npu_lowering.offdevice.capture.order import Area, Order
 from npu_lowering.offdevice.capture.refusals import CaptureError
-from npu_lowering.offdevice.capture.report import last_captured
 
 
 def capture(function, **options):
