@@ -93,7 +93,17 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Keeps autocast from rounding the sums of a matmul to its own dtype."""
     if device.type == "meta" or not torch._C._is_any_autocast_enabled():
         return contextlib.nullcontext()
+    if device.type == torch._C._get_privateuse1_backend_name() and not _autocasts(device.type):
+        # A device of someone else's may have no autocast at all, and then no way to turn it off.
+        return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def _autocasts(device_type: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device_type)
+    except TypeError:  # pragma: no cover -- before torch 2.4 it asks of CUDA alone
+        return True
 
 
 def hide_from_dynamo(function: Any) -> Any:
