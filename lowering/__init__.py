@@ -23,6 +23,7 @@ from npu_lowering.operators.grouped_matmul_finalize_routing.fractal_nz import (
     to_fractal_nz,
 )
 from npu_lowering.operators.operator import public as _public
+from npu_lowering.operators.value_checks import check_values
 from npu_lowering.state import Owners, Status, status
 from npu_lowering.version import __version__
 
@@ -33,6 +34,7 @@ __all__ = [
     "Routing",
     "Status",
     "__version__",
+    "check_values",
     "compare",
     "decompositions",
     "device_limits",

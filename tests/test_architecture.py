@@ -25,7 +25,8 @@ ARROWS = {
     "errors": (),
     "torch_internals": (),
     "operators.operator": (),
-    "operators.checking": ("operators.operator", "torch_internals"),
+    "operators.value_checks": (),
+    "operators.checking": ("operators.operator", "operators.value_checks", "torch_internals"),
     "operators.exact": ("torch_internals",),
     "operators.derivative": ("operators.operator", "torch_internals"),
     f"{FUSED}.schema": (),
@@ -38,7 +39,12 @@ ARROWS = {
     f"{FUSED}.cpu": (
         "operators.exact",
         "torch_internals",
-        *of_fused("contract", "fractal_nz", "native"),
+        *of_fused("contract", "fractal_nz", "native", "portable"),
+    ),
+    f"{FUSED}.portable": (
+        "operators.exact",
+        "operators.value_checks",
+        *of_fused("contract", "decomposition", "fractal_nz"),
     ),
     f"{FUSED}.decomposition": ("operators.exact", *of_fused(*STAGES)),
     f"{FUSED}.autograd": (

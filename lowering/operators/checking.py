@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from npu_lowering.operators.operator import described, dtype_name
+from npu_lowering.operators.value_checks import are_checked
 from npu_lowering.torch_internals import is_compiling
 
 # Under a tracer a size may be a SymInt, which torch's own annotations call an int as well.
@@ -147,7 +148,7 @@ def check_indices(name: str, values: Tensor, first: int | None, end: int) -> Non
     Raises:
         IndexError: one lies outside; the message names the first.
     """
-    if not values.numel():
+    if not values.numel() or not are_checked(values):
         return
     flat = values.reshape(-1)
     outside = flat >= end if first is None else (flat >= end) | (flat < first)

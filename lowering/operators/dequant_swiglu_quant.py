@@ -22,6 +22,7 @@ from npu_lowering.operators.checking import (
 from npu_lowering.operators.dynamic_quant import INT8, quantised
 from npu_lowering.operators.operator import GENode, NodeCall, Operator
 from npu_lowering.operators.row_groups import ends_of, group_of_rows
+from npu_lowering.operators.value_checks import are_checked
 
 STATIC, DYNAMIC = 0, 1
 _HALVES, _PAIRS, _CLAMPED_HALVES, _SILU_CLAMPED = range(4)
@@ -325,7 +326,7 @@ def fake(call: DequantSwigluQuant) -> tuple[Tensor, Tensor]:
 
 def cpu(call: DequantSwigluQuant) -> tuple[Tensor, Tensor]:
     """The same with numbers, after a look at the counts."""
-    if call.group_index is not None:
+    if call.group_index is not None and are_checked(call.group_index):
         rows = call.x.shape[:-1].numel()
         ends_of("group_index", call.group_index.tolist(), rows, totals=False)
     return run(call)

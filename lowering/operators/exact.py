@@ -9,13 +9,44 @@ from torch import Tensor
 
 from npu_lowering.torch_internals import int_mm, without_autocast
 
-__all__ = ["EXACT_K", "OVERFLOW_K", "int_product", "is_plain", "plain", "without_autocast"]
+__all__ = [
+    "EXACT_K",
+    "OVERFLOW_K",
+    "int_product",
+    "is_plain",
+    "plain",
+    "product",
+    "without_autocast",
+]
 
 EXACT_K = 1 << 10
 """|x * w| <= 2**14, so a float32 sum of 2**10 products is at most 2**24: exact in any order."""
 
 OVERFLOW_K = 1 << 17
 """The first k at which an int32 sum may overflow: 2**17 * 2**14 = 2**31."""
+
+
+def product(x: Tensor, w: Tensor) -> Tensor:
+    """``x @ w`` of two int8 matrices of any k: int32, or int64 values that fit int32.
+
+    Raises:
+        OverflowError: k is at least :data:`OVERFLOW_K`, and a sum leaves int32.
+    """
+    k = x.shape[1]
+    if k < OVERFLOW_K:
+        return int_product(x, w)
+    acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int64)
+    step = OVERFLOW_K - 1
+    for first in range(0, k, step):
+        acc += int_product(x[:, first : first + step], w[first : first + step])
+    limits = torch.iinfo(torch.int32)
+    low, high = torch.aminmax(acc)
+    if int(low) < limits.min or int(high) > limits.max:
+        raise OverflowError(
+            f"x and w must keep each sum of products in int32, got sums from {int(low)} to "
+            f"{int(high)} with k = {k}"
+        )
+    return acc
 
 
 def int_product(x: Tensor, w: Tensor) -> Tensor:

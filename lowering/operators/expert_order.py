@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from npu_lowering.operators.value_checks import are_checked
+
 
 def check_experts(name: str, experts: Tensor, end: int, form: str) -> None:
     """Hold the experts of slots to ``[0, end]``; the last, which does not exist, gets no row.
@@ -18,7 +20,7 @@ def check_experts(name: str, experts: Tensor, end: int, form: str) -> None:
     Raises:
         IndexError: one lies outside; the message names the first.
     """
-    if not experts.numel():
+    if not experts.numel() or not are_checked(experts):
         return
     low, high = torch.aminmax(experts)
     if int(low) < 0 or int(high) > end:

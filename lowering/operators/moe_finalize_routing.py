@@ -19,6 +19,7 @@ from npu_lowering.operators.checking import (
     required,
 )
 from npu_lowering.operators.operator import GENode, NodeCall, Operator
+from npu_lowering.operators.value_checks import are_checked
 
 # drop_pad_mode
 _MODES: dict[object, str] = {
@@ -222,7 +223,7 @@ def cpu(call: FinalizeRouting) -> Tensor:
 
 
 def _check_indices(name: str, indices: Tensor, first: int, end: int) -> None:
-    if not indices.numel():
+    if not indices.numel() or not are_checked(indices):
         return
     low, high = torch.aminmax(indices)
     if int(low) < first or int(high) >= end:

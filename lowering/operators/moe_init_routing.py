@@ -17,6 +17,7 @@ from npu_lowering.operators.checking import (
     require,
 )
 from npu_lowering.operators.operator import GENode, NodeCall, Operator
+from npu_lowering.operators.value_checks import are_checked
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def check_in_range(name: str, values: Tensor, end: int, form: str) -> None:
     Raises:
         IndexError: one lies outside; the message names the first.
     """
-    if not values.numel():
+    if not values.numel() or not are_checked(values):
         return
     low, high = torch.aminmax(values)
     if int(low) < 0 or int(high) >= end:

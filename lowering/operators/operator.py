@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Callable, NoReturn, ParamSpec, Protocol, TypeVar, Union
 
 import torch
@@ -228,6 +229,13 @@ class Operator:
                 self.refuse_unknown(name, kwargs[name])
         if unknown:
             kwargs = {name: value for name, value in kwargs.items() if name not in unknown}
+        for name, value in chain(zip(self.signature.parameters, args), kwargs.items()):
+            if isinstance(value, Tensor):
+                _check_layout(name, value)
+            elif isinstance(value, (list, tuple)):
+                for each in value:
+                    if isinstance(each, Tensor):
+                        _check_layout(name, each)
         return self.check(*args, **kwargs)
 
     def by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,6 +247,24 @@ class Operator:
         raise NotImplementedError(
             f"{name} is not supported yet and must be None, got {described(value)}; "
             f"it is an argument of a newer {self.name}"
+        )
+
+
+def _check_layout(name: str, tensor: Tensor) -> None:
+    """Hold any argument of any operator to plain strided numbers.
+
+    Raises:
+        TypeError: it is sparse, of another layout that has no strides, or quantised.
+    """
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{name} must be a strided tensor, got layout {tensor.layout} on {tensor.device}; "
+            "to_dense() makes one"
+        )
+    if tensor.is_quantized:
+        raise TypeError(
+            f"{name} must be a plain tensor, got quantised {dtype_name(tensor.dtype)} on "
+            f"{tensor.device}; int_repr() gives its integers, dequantize() its floats"
         )
 
 

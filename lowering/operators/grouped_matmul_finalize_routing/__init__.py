@@ -17,6 +17,7 @@ from npu_lowering.operators.grouped_matmul_finalize_routing import (
     decomposition,
     device_limits,
     fake,
+    portable,
 )
 from npu_lowering.operators.operator import (
     OWN_NAMESPACE,
@@ -75,6 +76,7 @@ OPERATOR = Operator(
     returns="Tensor",
     fake=fake.run,
     cpu=cpu.run,
+    portable=portable.run,
     decomposition=decomposition.run,
     derivative=autograd.DERIVATIVE,
     covers=contract.is_covered,

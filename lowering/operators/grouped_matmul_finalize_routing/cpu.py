@@ -14,9 +14,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from npu_lowering.operators.exact import OVERFLOW_K, int_product, is_plain, plain
+from npu_lowering.operators.exact import OVERFLOW_K, is_plain, plain, product
 from npu_lowering.operators.grouped_matmul_finalize_routing import fractal_nz, native
 from npu_lowering.operators.grouped_matmul_finalize_routing.contract import Problem, check_values
+from npu_lowering.operators.grouped_matmul_finalize_routing.portable import initial
 
 # Elements of one block of accumulators; 4 bytes each, and two such blocks are alive at a time.
 _BLOCK = 1 << 22
@@ -33,7 +34,7 @@ def run(problem: Problem) -> Tensor:
         ValueError, RuntimeError: the variable NPU_LOWERING_KERNEL asks for what is not there.
     """
     ends = check_values(problem)
-    out = _initial(problem)
+    out = initial(problem)
     if problem.k < OVERFLOW_K and native.available():
         native.grouped_matmul_combine(
             out,
@@ -57,16 +58,6 @@ def _add_groups(out: Tensor, problem: Problem, ends: list[int]) -> None:
         for columns, w in _weight_blocks(problem, g) if end > start else ():
             _add_group(out[:, columns], problem, g, start, end, columns, w)
         start = end
-
-
-def _initial(problem: Problem) -> Tensor:
-    """What the result holds before the first expert row: shared_input where it lies, else 0."""
-    out = problem.x.new_zeros((int(problem.output_bs), int(problem.n)), dtype=torch.float32)
-    if problem.shared_input is not None:
-        first = problem.shared_input_offset
-        rows = out[first : first + problem.shared_input.shape[0]]
-        rows.copy_(problem.shared_input).mul_(problem.shared_input_weight)
-    return out
 
 
 def _weight_blocks(problem: Problem, g: int) -> Iterator[tuple[slice, Tensor]]:
@@ -96,7 +87,7 @@ def _add_group(
     step = max(1, _BLOCK // w.shape[1])
     for first in range(start, end, step):
         rows = slice(first, min(first + step, end))
-        y = torch.mul(_matmul(plain(problem.x[rows]), w), scale)
+        y = torch.mul(product(plain(problem.x[rows]), w), scale)
         pertoken_scale, logit = problem.pertoken_scale, problem.logit
         if pertoken_scale is not None and logit is not None:
             y.mul_((pertoken_scale[rows] * logit[rows]).unsqueeze(1))
@@ -108,22 +99,3 @@ def _add_group(
             # Two roundings, as the contract has it: addcmul could contract them into one.
             y.add_(bias if logit is None else torch.outer(logit[rows], bias))
         out.index_add_(0, problem.row_index[rows], y)
-
-
-def _matmul(x: Tensor, w: Tensor) -> Tensor:
-    """``x @ w`` of int8 matrices, exact: int32, or int64 values that fit int32."""
-    k = x.shape[1]
-    if k < OVERFLOW_K:
-        return int_product(x, w)
-    acc = x.new_zeros((x.shape[0], w.shape[1]), dtype=torch.int64)
-    step = OVERFLOW_K - 1
-    for first in range(0, k, step):
-        acc += int_product(x[:, first : first + step], w[first : first + step])
-    limits = torch.iinfo(torch.int32)
-    low, high = torch.aminmax(acc)
-    if int(low) < limits.min or int(high) > limits.max:
-        raise OverflowError(
-            f"x and w must keep each sum of products in int32, got sums from {int(low)} to "
-            f"{int(high)} with k = {k}"
-        )
-    return acc

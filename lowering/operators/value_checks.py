@@ -1,0 +1,59 @@
+"""Whether kernels look at the values of indices and counts before they use them.
+
+On the CPU they always do: a wrong index there is a read or write out of bounds. Elsewhere looking
+waits for the device, once a call, which :func:`check_values` or the environment variable
+``NPU_LOWERING_CHECK_VALUES=0`` leaves out. A wrong index is then whatever the device makes of it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor
+
+VARIABLE = "NPU_LOWERING_CHECK_VALUES"
+
+_chosen: bool | None = None
+
+
+def check_values(enabled: bool) -> bool:
+    """Turn the checks of values on or off, on devices other than the CPU.
+
+    They are what names a wrong ``row_index`` or ``group_list``, for example, in place of a device's
+    own error, or none. They make the host wait for the device once a call. On the CPU they stay.
+
+    Args:
+        enabled: whether values are checked. It holds for the process, and goes before the
+            environment variable ``NPU_LOWERING_CHECK_VALUES``, 0 or 1.
+
+    Returns:
+        What held before.
+
+    Raises:
+        TypeError: enabled is no bool.
+        ValueError: the environment variable is neither 0 nor 1.
+    """
+    global _chosen
+    if not isinstance(enabled, bool):
+        raise TypeError(f"enabled must be a bool, got {enabled!r}")
+    before = _enabled()
+    _chosen = enabled
+    return before
+
+
+def are_checked(values: Tensor) -> bool:
+    """Whether a kernel has to look at these values.
+
+    Raises:
+        ValueError: the environment variable is neither 0 nor 1.
+    """
+    return values.device.type == "cpu" or _enabled()
+
+
+def _enabled() -> bool:
+    if _chosen is not None:
+        return _chosen
+    value = os.environ.get(VARIABLE, "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"{VARIABLE} must be 0 or 1, got {value}")
+    return value == "1"
