@@ -33,14 +33,6 @@ def saved():
     return file
 
 
-def captured():
-    x, graph = tensor(), npu().NPUGraph()
-    with npu().graph(graph):
-        y = x + 1
-    graph.replay()
-    return y.tolist()
-
-
 def lowered():
     import torchair
 

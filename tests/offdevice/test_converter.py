@@ -6,16 +6,18 @@ import inspect
 import itertools
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import CASES, call, fractal_nz, symbolic
+from cases import CASES, call, fractal_nz
 from compare import assert_same
 from errors import ERRORS
 from versions import TORCH
 
 import npu_lowering
 from npu_lowering import offdevice
+from npu_lowering.operators import BY_NAME
 
 # The sizes here are small, which the converter warns of; one test is about that.
 pytestmark = pytest.mark.filterwarnings("ignore:npu_grouped_matmul_finalize_routing:UserWarning")
@@ -399,20 +401,6 @@ def test_torchair_looks_up_ours_after_its_lazy_imports():
     assert npu_lowering.status().converter == "ours"
 
 
-def test_the_signature_is_the_schemas():
-    from npu_lowering.converters.grouped_matmul_finalize_routing import convert
-
-    parameters = inspect.signature(convert).parameters
-    schema = torch.ops.npu.npu_grouped_matmul_finalize_routing.default._schema
-    names = [argument.name for argument in schema.arguments]
-    assert [name for name in parameters if name in names] == names
-    ours = inspect.signature(npu_lowering.npu_grouped_matmul_finalize_routing).parameters
-    assert [*ours, "meta_outputs"] == list(parameters)
-    for name, parameter in ours.items():
-        assert parameters[name].default == parameter.default
-        assert parameters[name].kind == parameter.kind
-
-
 # The builders of GroupedMatmulFinalizeRouting as the wheels of torch_npu carry them, and the one
 # of the interface document's time.
 BUILDERS = {
@@ -547,7 +535,7 @@ def test_upstream_specialises_a_symbolic_output_bs(by_upstream, monkeypatch):
         by_upstream(case, dynamic=None)
     monkeypatch.undo()
     torch._dynamo.reset()
-    with pytest.raises(Exception, match=r"output_bs must be a constant in a GE graph"):
+    with pytest.raises(Exception, match=r"output_bs must have an upper bound in a GE graph"):
         compile_and_run(dynamic_rows(call(output_bs=0)), dynamic=None)
 
 
@@ -587,47 +575,46 @@ def test_descriptors_of_inputs_are_left_as_they_were(monkeypatch):
 @pytest.mark.parametrize("argument", ["w_dtype", "x_dtype", "offset", "made_up"])
 def test_what_ours_does_not_cover_goes_to_upstream(argument):
     """Untouched, with TorchAIR's arguments; without an upstream it is refused by name."""
-    from types import SimpleNamespace
-
-    from npu_lowering import converters
-    from npu_lowering.converters.grouped_matmul_finalize_routing import convert
 
     def fake(*shape, dtype=torch.int8):
-        return SimpleNamespace(meta=torch.empty(shape, dtype=dtype, device="meta"))
+        return ge_tensor(torch.empty(shape, dtype=dtype, device="meta"))
 
     calls = []
 
-    def upstream(*args, **kwargs):
-        calls.append((args, kwargs))
+    def upstream(*args, meta_outputs, **kwargs):
+        calls.append((args, {**kwargs, "meta_outputs": meta_outputs}))
         return "upstream's"
 
     x, w, group_list = fake(4, 8), fake(1, 8, 4), fake(1, dtype=torch.int64)
     value = fake(1, 1, 4) if argument == "offset" else 290
     given = {argument: value, "meta_outputs": "meta"}
-    converter = converters._with_fallback(convert, upstream)
-    assert converter(x, w, group_list, **given) == "upstream's"
+    assert alone(upstream)(x, w, group_list, **given) == "upstream's"
     assert calls == [((x, w, group_list), given)]
     int4 = fake(1, 8, 4, dtype=torch.int32)
-    assert converter(x, int4, group_list, meta_outputs="meta") == "upstream's"
-    alone = converters._with_fallback(convert, None)
+    assert alone(upstream)(x, int4, group_list, meta_outputs="meta") == "upstream's"
     with pytest.raises(NotImplementedError, match=f"^{argument} is not supported yet"):
-        alone(x, w, group_list, **given)
-    with pytest.raises(NotImplementedError, match=r"^w of torch.int32"):
-        alone(x, int4, group_list)
+        alone()(x, w, group_list, **given)
+    with pytest.raises(NotImplementedError, match=r"^w of int32"):
+        alone()(x, int4, group_list)
+
+
+def alone(upstream=None):
+    """Our converter with another one behind it, or none."""
+    from npu_lowering import converters
+    from npu_lowering.converters.grouped_matmul_finalize_routing import convert
+
+    return converters._converter(BY_NAME["npu_grouped_matmul_finalize_routing"], convert, upstream)
+
+
+def ge_tensor(meta):
+    """A GE tensor as far as a converter's checks look at it."""
+    return SimpleNamespace(meta=meta, node=None)
 
 
 def converted(case):
     """What the converter makes of a call, or says of it, without TorchAIR around it."""
-    from types import SimpleNamespace
-
-    from npu_lowering.converters.grouped_matmul_finalize_routing import convert
-
-    return convert(
-        **{
-            k: SimpleNamespace(meta=v) if isinstance(v, torch.Tensor) else v
-            for k, v in case.items()
-        }
-    )
+    given = {k: ge_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in case.items()}
+    return alone()(**given)
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -640,11 +627,6 @@ def test_errors_are_those_of_the_operator(name):
         converted(case)
 
 
-def symbolic_offset():
-    case = symbolic(call())
-    return {**case, "shared_input_offset": case["x"].shape[0] - 23}
-
-
 # What the operator takes and the node does not, and the whole message.
 REFUSED = {
     "bias_float32": (
@@ -652,19 +634,6 @@ REFUSED = {
         TypeError,
         r"bias must be bfloat16 in a GE graph with int8 w, got float32: the device's kernel reads "
         r"it as bfloat16; pass bias\.bfloat16\(\)",
-    ),
-    "output_bs_symbolic": (
-        lambda: symbolic(call(output_bs=0)),
-        ValueError,
-        r"output_bs must be a constant in a GE graph, got the symbolic number of rows of x, "
-        r"m = s\d+ \(output_bs 0 or None means m\); pass the number of tokens as output_bs, or "
-        r"compile with dynamic=False",
-    ),
-    "shared_input_offset_symbolic": (
-        symbolic_offset,
-        ValueError,
-        r"shared_input_offset must be a constant in a GE graph, got the symbolic s\d+ - 23; pass "
-        r"an int, or compile with dynamic=False",
     ),
 }
 
@@ -681,13 +650,11 @@ def test_none_of_a_newer_schema_is_lowered_by_ours(monkeypatch, upstream):
     """A TorchAIR newer than this package may name arguments that are not known here."""
     if (2, 1) < TORCH < (2, 6):
         pytest.skip("this TorchAIR marks converters in another way")
-    from npu_lowering import converters
-    from npu_lowering.converters.grouped_matmul_finalize_routing import convert
 
     def never(*args, **kwargs):
         raise AssertionError(f"left to upstream: {args}, {kwargs}")
 
-    inner = converters._with_fallback(convert, never if upstream else None)
+    inner = alone(never if upstream else None)
 
     def newer(*args, **kwargs):
         return inner(*args, made_up=None, **kwargs)
@@ -706,8 +673,8 @@ def test_float32_bias_is_refused():
 
 
 @pytest.mark.parametrize("output_bs", [0, None])
-def test_a_symbolic_output_bs_is_refused(output_bs):
-    with pytest.raises(Exception, match=r"output_bs must be a constant in a GE graph, got the sym"):
+def test_a_symbolic_number_of_rows_without_a_bound_is_refused(output_bs):
+    with pytest.raises(Exception, match=r"output_bs must have an upper bound in a GE graph, got"):
         compile_and_run(dynamic_rows(call(output_bs=output_bs)), dynamic=None)
 
 

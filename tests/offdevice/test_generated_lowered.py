@@ -16,6 +16,7 @@ from strategies import expected, for_symbols, is_tensor, legal, share
 
 from npu_lowering import offdevice
 from npu_lowering.offdevice.engine import graph
+from npu_lowering.operators import BY_NAME
 
 BIAS = (None, torch.bfloat16)  # a GE node takes no other
 
@@ -90,11 +91,13 @@ def test_illegal_calls_lowered(bad):
 @given(illegal(kinds=(missing, dtype, shape, shape, scalar, later)))
 def test_illegal_calls_are_refused_by_the_converter(bad):
     """Even where no fake came before it, and before it adds a node to the graph."""
+    from npu_lowering import converters
     from npu_lowering.converters.grouped_matmul_finalize_routing import convert
 
+    record = BY_NAME["npu_grouped_matmul_finalize_routing"]
     case = {
-        name: SimpleNamespace(meta=value.to("meta")) if is_tensor(value) else value
+        name: SimpleNamespace(meta=value.to("meta"), node=None) if is_tensor(value) else value
         for name, value in bad.case.items()
     }
     with pytest.raises(bad.error, match=bad.pattern):
-        convert(**case)
+        converters._converter(record, convert, None)(**case)
