@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -326,20 +326,53 @@ def fake(call: DequantSwigluQuant) -> tuple[Tensor, Tensor]:
 
 def cpu(call: DequantSwigluQuant) -> tuple[Tensor, Tensor]:
     """The same with numbers, after a look at the counts."""
+    rows, columns = call.x.shape[:-1].numel(), call.x.shape[-1]
     if call.group_index is not None and are_checked(call.group_index):
-        rows = call.x.shape[:-1].numel()
         ends_of("group_index", call.group_index.tolist(), rows, totals=False)
-    return run(call)
+    return _by_blocks(call, max(1, _BLOCK // columns))
 
 
 def run(call: DequantSwigluQuant) -> tuple[Tensor, Tensor]:
     """The same, on any device, without a branch on data."""
+    return _by_blocks(call, None)
+
+
+# Elements of x that are gone through at a time: what lies in a cache is not fetched anew by each
+# step, and its memory not asked of the system.
+_BLOCK = 1 << 16
+
+
+def _by_blocks(call: DequantSwigluQuant, step: int | None) -> tuple[Tensor, Tensor]:
+    """Blocks of so many rows, or all at once."""
     *shape, columns = call.x.shape
     x = call.x.reshape(-1, columns)
     rows = x.shape[0]
-    group = inside = None
+    tokens = None if call.activation_scale is None else call.activation_scale.reshape(-1, 1)
+    group = None
     if call.group_index is not None:
         group = group_of_rows(call.group_index, rows, totals=False)
+    if step is None or rows <= step:
+        y, scale = _rows(call, x, tokens, group)
+    else:
+        parts = [
+            _rows(
+                call,
+                x[first : first + step],
+                None if tokens is None else tokens[first : first + step],
+                None if group is None else group[first : first + step],
+            )
+            for first in range(0, rows, step)
+        ]
+        y, scale = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    return y.reshape(*shape, columns // 2), scale.reshape(shape)
+
+
+def _rows(
+    call: DequantSwigluQuant, x: Tensor, tokens: Tensor | None, group: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Y and scale of some rows, whose groups are given."""
+    inside = None
+    if group is not None and call.group_index is not None:
         groups = call.group_index.shape[0]
         inside = group < groups
         group = group.clamp(max=groups - 1)
@@ -347,7 +380,7 @@ def run(call: DequantSwigluQuant) -> tuple[Tensor, Tensor]:
     def of_rows(tensor: Tensor) -> Tensor:
         return tensor if group is None else tensor[group]
 
-    gated = call.gate.of(_dequantised(call, x, of_rows))
+    gated = call.gate.of(_dequantised(call, x, tokens, of_rows))
     if call.dynamic:
         if call.quant_scale is not None:
             gated = gated * of_rows(call.quant_scale.to(torch.float32))
@@ -358,14 +391,16 @@ def run(call: DequantSwigluQuant) -> tuple[Tensor, Tensor]:
         if call.quant_offset is not None:
             gated = gated + of_rows(call.quant_offset.to(torch.float32))
         y = gated.round().clamp(-128, 127).to(torch.int8)
-        scale = torch.zeros(rows, dtype=torch.float32, device=x.device)
+        scale = torch.zeros(x.shape[0], dtype=torch.float32, device=x.device)
     if inside is not None:
         y = torch.where(inside.unsqueeze(1), y, 0)
         scale = torch.where(inside, scale, 0.0)
-    return y.reshape(*shape, columns // 2), scale.reshape(shape)
+    return y, scale
 
 
-def _dequantised(call: DequantSwigluQuant, x: Tensor, of_rows: Any) -> Tensor:
+def _dequantised(
+    call: DequantSwigluQuant, x: Tensor, tokens: Tensor | None, of_rows: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Float32 ``(rows, 2 * h)``."""
     bias = call.bias
     if bias is not None and bias.dtype == torch.int32:
@@ -373,8 +408,8 @@ def _dequantised(call: DequantSwigluQuant, x: Tensor, of_rows: Any) -> Tensor:
     wide = x.to(torch.float32)
     if call.weight_scale is not None:
         wide = wide * of_rows(call.weight_scale)
-    if call.activation_scale is not None:
-        wide = wide * call.activation_scale.reshape(-1, 1)
+    if tokens is not None:
+        wide = wide * tokens
     if bias is not None:
         wide = wide + of_rows(bias.to(torch.float32))
     return wide

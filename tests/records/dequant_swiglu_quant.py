@@ -312,7 +312,7 @@ TESTED = [
             "one_row": lambda: call(counts=(1,)),
             "no_rows": lambda: floats(rows=0),
             "dst_type": lambda: call(dst_type=1, round_mode=0, activate_dim=-1),
-            "large": lambda: call(counts=(20, 0, 7, 33), tail=4, h=512, quant_scale=some(4, 512)),
+            "large": lambda: call(counts=(20, 0, 7, 33), tail=4, h=640, quant_scale=some(4, 640)),
         },
         oracle=oracle,
         undefined=defined,
