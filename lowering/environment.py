@@ -65,7 +65,7 @@ def stub() -> str | None:
     return None if module is None or _is_of_a_file("torch_npu") else repr(module)
 
 
-def has_cann() -> bool:
+def runtime_loads() -> bool:
     """Whether the runtime that torch_npu is linked against loads, be it CANN's or a stand-in."""
     try:
         ctypes.CDLL("libascendcl.so")
@@ -86,7 +86,7 @@ def keep_torch_importable() -> None:
             "Where torch_npu is installed without CANN, import npu_lowering before torch, or set "
             f"{AUTOLOAD}=0, in a new process"
         )
-    if "torch" not in sys.modules and is_installed() and not has_cann():
+    if "torch" not in sys.modules and is_installed() and not runtime_loads():
         os.environ.setdefault(AUTOLOAD, "0")
 
 

