@@ -70,7 +70,11 @@ def _converter(operator: Operator, convert: Callable[..., Any], upstream: Any) -
         problem = operator.problem(**metas)
         if operator.limits is not None:
             for sentence in operator.limits(problem):
-                warnings.warn(f"{operator.name}: {sentence}", DeviceLimitWarning, stacklevel=2)
+                warnings.warn(
+                    f"{operator.function or operator.name}: {sentence}",
+                    DeviceLimitWarning,
+                    stacklevel=2,
+                )
         known = operator.signature.parameters
         bound = operator.signature.bind(**{k: v for k, v in given.items() if k in known})
         bound.apply_defaults()

@@ -11,8 +11,9 @@ from versions import TORCH
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NEEDS = {"compile_and_export.py": (2, 6)}
 # Scripts for an NPU run through the launcher.
-LAUNCHER = {"graph_mode.py": ("-m", "npu_lowering", "run")}
-NEEDS_OFFDEVICE = {"graph_mode.py", "deepseek_moe_layer.py"}
+RUN = ("-m", "npu_lowering", "run")
+LAUNCHER = {"graph_mode.py": RUN, "w8a8_moe_layer.py": RUN}
+NEEDS_OFFDEVICE = {"graph_mode.py", "deepseek_moe_layer.py", "w8a8_moe_layer.py"}
 # What torch_npu of some releases cannot do off the device: routing, Inductor.
 SEARCHSORTED = "searchsorted.Tensor ge_converter is not implemented"
 FAULTS = {
