@@ -155,6 +155,7 @@ def compare(what, gate, experts, floats):
 
 
 def main():
+    """Both sets of weights, which are the same numbers."""
     gate, floats = float_model()
     compare(
         "from float weights",
