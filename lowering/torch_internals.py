@@ -26,6 +26,20 @@ below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 """A context in which the dispatcher passes autograd by."""
 
 
+SingleLevelFunction: Any = torch.autograd.function._SingleLevelFunction
+"""torch.autograd.Function inside a kernel, where torch.func has already peeled off its level."""
+
+
+def applied(function: Any, *args: Any) -> Any:
+    """Apply a :data:`SingleLevelFunction`, which torch.func allows by name only."""
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    from torch._functorch.utils import enable_single_level_autograd_function
+
+    with enable_single_level_autograd_function():
+        return function.apply(*args)
+
+
 def has_tangent(tensor: Tensor) -> bool:
     """Whether a tensor is a dual one, of forward-mode differentiation."""
     if forward_ad._current_level < 0:

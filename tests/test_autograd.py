@@ -189,3 +189,39 @@ def test_forward_mode_is_refused(op):
             r"supported, got a dual tensor; use backward$",
         ):
             op(**case)
+
+
+@pytest.fixture
+def of_scale(op):
+    """The operator as a function of scale, small enough for every derivative of it."""
+    case = call(m=4, k=4, n=3, counts=(2, 2), output_bs=2, shared_rows=0)
+    scale = case.pop("scale")
+    return (lambda value: op(**case, scale=value)), scale
+
+
+def test_torch_func_differentiates(of_scale):
+    function, scale = of_scale
+
+    def loss(value):
+        return function(value).square().sum()
+
+    leaf = scale.clone().requires_grad_()
+    loss(leaf).backward()
+    torch.testing.assert_close(torch.func.grad(loss)(scale), leaf.grad)
+    out, pulled = torch.func.vjp(function, scale)
+    (back,) = pulled(torch.ones_like(out))
+    assert back.shape == scale.shape
+    jacobian = torch.autograd.functional.jacobian(function, scale)
+    torch.testing.assert_close(torch.func.jacrev(function)(scale), jacobian)
+    expected = torch.autograd.functional.hessian(loss, scale)
+    torch.testing.assert_close(torch.func.jacrev(torch.func.grad(loss))(scale), expected)
+    torch.testing.assert_close(torch.func.hessian(loss)(scale), expected)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_torch_func_differentiates_in_a_batch(of_scale):
+    function, scale = of_scale
+    gradient = torch.func.grad(lambda value: function(value).square().sum())
+    batch = torch.stack([scale, 2 * scale, -scale])
+    expected = torch.stack([gradient(each) for each in batch])
+    torch.testing.assert_close(torch.func.vmap(gradient)(batch), expected)

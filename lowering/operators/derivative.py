@@ -14,6 +14,8 @@ from torch import Tensor
 
 from npu_lowering.operators.operator import Operator
 from npu_lowering.torch_internals import (
+    SingleLevelFunction,
+    applied,
     below_autograd,
     has_tangent,
     tree_flatten,
@@ -34,7 +36,7 @@ def kernel(operator: Operator) -> Callable[..., Any]:
         call = operator.by_name(args, kwargs)
         leaves, structure = tree_flatten(call)
         # Tensors are what autograd sees, so they are passed one by one.
-        result = _Function.apply(operator, structure, *leaves)  # type: ignore[no-untyped-call]
+        result = applied(_Function, operator, structure, *leaves)
         if operator.returns == "()":
             return None
         return list(result) if operator.returns == "Tensor[]" else result
@@ -80,25 +82,28 @@ def refuse_fake(grad: Tensor, input: Tensor, operator: str) -> Tensor:  # noqa: 
     return torch.empty_like(input)
 
 
-class _Function(torch.autograd.Function):
+class _Function(SingleLevelFunction):  # type: ignore[misc]
     """Ties a record's formula, or its lack of one, to the operator."""
 
     @staticmethod
-    def forward(ctx: Any, operator: Operator, structure: Any, *leaves: Any) -> Any:
+    def forward(operator: Operator, structure: Any, *leaves: Any) -> Any:
+        call = tree_unflatten(list(leaves), structure)
+        with below_autograd():
+            result = operator.overload(**call)
+        if operator.returns == "()":
+            return tuple(_written(operator, call))
+        return tuple(result) if isinstance(result, list) else result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+        operator, structure, *leaves = inputs
         ctx.set_materialize_grads(False)
         ctx.operator, ctx.structure = operator, structure
         ctx.rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         ctx.save_for_backward(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
-        call = tree_unflatten(list(leaves), structure)
-        with below_autograd():
-            result = operator.overload(**call)
         # What the schema says is written depends on the other arguments from here on.
-        written = [call[name] for name in operator.written if name not in operator.writes]
-        ctx.mark_dirty(*written)
-        if operator.returns == "()":
-            return tuple(written)
-        return tuple(result) if isinstance(result, list) else result
+        ctx.mark_dirty(*_written(operator, tree_unflatten(list(leaves), structure)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -125,6 +130,11 @@ class _Function(torch.autograd.Function):
             name: found[name].to(call[name].dtype).reshape(call[name].shape) for name in wanted
         }
         return (None, None, *_as_leaves(call, result))
+
+
+def _written(operator: Operator, call: dict[str, Any]) -> list[Tensor]:
+    """What the schema says is written."""
+    return [call[name] for name in operator.written if name not in operator.writes]
 
 
 def _as_leaves(call: dict[str, Any], found: dict[str, Tensor]) -> list[Tensor | None]:
