@@ -76,12 +76,12 @@ def register() -> None:
 def kernels(operator: Operator) -> dict[str, Kernel]:
     """Ours for an operator, by dispatch key."""
     found: dict[str, Kernel] = {
-        "CPU": _computing(operator, operator.cpu),
+        "CPU": _eager(operator, operator.cpu),
         "Autograd": derivative.kernel(operator),
         "Meta": _with_fallback(operator, _faking(operator)),
     }
     if operator.portable is not None:
-        found["CompositeExplicitAutograd"] = _computing(operator, operator.portable)
+        found["CompositeExplicitAutograd"] = _eager(operator, operator.portable)
     return {key: _hidden(kernel) for key, kernel in found.items()}
 
 
@@ -136,6 +136,21 @@ def decompositions() -> dict[Any, Kernel]:
 def _computing(operator: Operator, stage: Stage) -> Kernel:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         return stage(operator.problem(*args, **kwargs))
+
+    return kernel
+
+
+def _eager(operator: Operator, stage: Stage) -> Kernel:
+    """A kernel is one operator to autocast: what it is made of keeps its dtypes."""
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        problem = operator.problem(*args, **kwargs)
+        if not torch_internals.is_autocasting():
+            return stage(problem)
+        leaves = torch_internals.tree_flatten((args, kwargs))[0]
+        device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
+        with torch_internals.without_autocast(device):
+            return stage(problem)
 
     return kernel
 

@@ -103,9 +103,14 @@ def allow_in_graph(function: Any) -> Any:
     return torch._dynamo.allow_in_graph(function)
 
 
+def is_autocasting() -> bool:
+    """Whether autocast is on, for any device."""
+    return bool(torch._C._is_any_autocast_enabled())
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Keeps autocast from rounding the sums of a matmul to its own dtype."""
-    if device.type == "meta" or not torch._C._is_any_autocast_enabled():
+    if device.type == "meta" or not is_autocasting():
         return contextlib.nullcontext()
     if device.type == torch._C._get_privateuse1_backend_name() and not _autocasts(device.type):
         # A device of someone else's may have no autocast at all, and then no way to turn it off.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import call
 from compare import assert_same
-from operators import TESTED, on_tensors
+from operators import TESTED, on_tensors, outcome
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import npu_lowering
@@ -203,3 +203,21 @@ def test_layouts_are_refused_by_name(name, layout):
         wrong = {**case, argument: on_tensors(change, case[argument])}
         with pytest.raises(TypeError, match=f"^{argument} must be {re.escape(message)}; "):
             record.operator.overload(**wrong)
+
+
+# Autocast
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_autocast_stops_at_an_operator(name):
+    """On the CPU, too: what its kernel is made of keeps its dtypes."""
+    record = TESTED[name]
+    for sample in [*record.samples][:3]:
+        case = record.samples[sample]()
+        expected = outcome(name, case, lambda case: record.operator.overload(**case))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual = outcome(name, case, lambda case: record.operator.overload(**case))
+        for one, other in zip(actual, expected):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            if record.undefined is None:
+                assert_same(one, other)

@@ -16,6 +16,7 @@ from npu_lowering.operators.checking import (
     require,
 )
 from npu_lowering.operators.operator import dtype_name
+from npu_lowering.operators.value_checks import are_checked
 
 SUPPORTED = "supported is attention over float16 and bfloat16"
 
@@ -279,6 +280,8 @@ def _look_at_lengths(name: str, values: Lengths | None, most: Size, totals: bool
 
 def _look_at_pages(call: Attention, table: Tensor) -> None:
     """Pages up to the end of each sequence; what lies behind is not read."""
+    if not are_checked(table):
+        return
     b, most = table.shape
     size, pages = _kv_size(call) // most if most else 1, call.key.shape[0]
     given = list(call.kv_lengths or ())

@@ -17,6 +17,7 @@ from npu_lowering.operators.checking import (
 )
 from npu_lowering.operators.operator import GENode, NodeCall, Operator
 from npu_lowering.operators.row_groups import ends_of, group_of_rows
+from npu_lowering.operators.value_checks import are_checked
 
 INT8 = 1
 """What torch_npu's dst_type says for int8: the number that torch gives a dtype."""
@@ -123,7 +124,7 @@ def fake(call: DynamicQuant) -> tuple[Tensor, Tensor]:
 
 def cpu(call: DynamicQuant) -> tuple[Tensor, Tensor]:
     """Y and scale, after a look at group_index."""
-    if call.group_index is not None:
+    if call.group_index is not None and are_checked(call.group_index):
         rows = call.x.shape[:-1].numel()
         ends = ends_of("group_index", call.group_index.tolist(), rows, totals=True)
         if ends[-1] != rows:

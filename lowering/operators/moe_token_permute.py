@@ -18,6 +18,7 @@ from npu_lowering.operators.checking import (
     require,
 )
 from npu_lowering.operators.operator import Derivative, Operator
+from npu_lowering.operators.value_checks import are_checked
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -231,15 +232,21 @@ def fake_unpermute(call: Unpermute) -> Tensor:
     return call.rows.new_empty((tokens, call.rows.shape[1]))
 
 
-def run_unpermute(call: Unpermute) -> Tensor:
-    """The result, on any device, with k adds for all tokens at once."""
-    negative = (call.place < 0).nonzero()
+def _check_places(place: Tensor) -> None:
+    if not are_checked(place):
+        return
+    negative = (place < 0).nonzero()
     if len(negative):
         first = int(negative[0])
         raise IndexError(
             "sorted_indices must not be negative, got "
-            f"sorted_indices[{first}] = {int(call.place[first])}"
+            f"sorted_indices[{first}] = {int(place[first])}"
         )
+
+
+def run_unpermute(call: Unpermute) -> Tensor:
+    """The result, on any device, with k adds for all tokens at once."""
+    _check_places(call.place)
     if call.probs is None:
         return _rows_at(call.rows, call.place).to(call.rows.dtype)
     tokens = call.probs.shape[0]

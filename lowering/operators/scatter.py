@@ -15,6 +15,7 @@ from npu_lowering.operators.checking import (
     require,
 )
 from npu_lowering.operators.operator import GENode, MutableTensor, NodeCall, Operator
+from npu_lowering.operators.value_checks import are_checked
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,8 @@ def run_in_place(call: Scatter) -> Tensor:
 
 def _check_places(first: Tensor, size: int, length: int, axis: str) -> None:
     """Hold ``[first, first + length)`` to an axis."""
+    if not are_checked(first):
+        return
     flat = first.reshape(-1)
     outside = (flat < 0) | (flat + length > size)
     if bool(outside.any()):

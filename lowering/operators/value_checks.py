@@ -3,6 +3,8 @@
 On the CPU they always do: a wrong index there is a read or write out of bounds. Elsewhere looking
 waits for the device, once a call, which :func:`check_values` or the environment variable
 ``NPU_LOWERING_CHECK_VALUES=0`` leaves out. A wrong index is then whatever the device makes of it.
+A kernel that slices by counts has to know them all the same: those of ``npu_grouped_matmul`` and
+its kin, the fused operator apart, and of attention wait at each call.
 """
 
 from __future__ import annotations
