@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from npu_lowering.operators.checking import Size
 from npu_lowering.operators.grouped_matmul_finalize_routing import schema
 from npu_lowering.operators.operator import dtype_name
 
@@ -44,6 +45,10 @@ def routing(
 
     It reads nothing on the host, and its gradient flows to topk_weights.
 
+    In a GE graph it becomes one Sort of keys that are made of Range, Mul, Add, Sub, comparisons and
+    a SelectV2; one SearchSorted for totals, two and a Sub for counts; and an IndexByTensor each for
+    row_index and logit, beside casts and reshapes. Nothing is divided: a slot's token is looked up.
+
     Args:
         topk_ids: ``(tokens, top_k)`` int64 or int32, the experts of each token. An id outside
             ``[0, num_experts)`` belongs to no expert: its row becomes a tail row, which is how a
@@ -72,17 +77,23 @@ def routing(
     local = torch.where((ids >= first) & (ids < last), ids - first, last - first)
     # No two keys are equal, so a sort that is not stable puts them in the one order there is.
     keys, order = torch.sort(local * rows + torch.arange(rows, device=device))
+    # How many keys belong to the experts before the end of each, and before its start; each from a
+    # search of its own, since a compiler may write one slice of a result over another of it.
     bounds = torch.arange(last - first + 1, device=device) * rows
-    ends = torch.searchsorted(keys, bounds)  # how many keys belong to the experts before each
-    group_list = ends[1:]
+    group_list = torch.searchsorted(keys, bounds[1:])
     if group_list_type == schema.COUNTS:
-        group_list = group_list - ends[:-1]
+        group_list = group_list - torch.searchsorted(keys, bounds[:-1])
     return Routing(
         order=order,
-        row_index=torch.div(order, top_k, rounding_mode="floor"),
+        row_index=_tokens(tokens, top_k, device)[order],
         logit=topk_weights.reshape(rows).to(torch.float32)[order],
         group_list=group_list,
     )
+
+
+def _tokens(tokens: Size, top_k: Size, device: torch.device) -> Tensor:
+    """The token of each slot, ``slot // top_k`` without the division, which devices are slow at."""
+    return torch.arange(tokens, device=device).unsqueeze(1).expand(tokens, top_k).reshape(-1)
 
 
 def _check(

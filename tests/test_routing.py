@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracle import oracle
 from routing_cases import CASES, gate, loop
+from torch.fx.experimental.proxy_tensor import make_fx
 from versions import TORCH
 
 import npu_lowering
@@ -69,6 +70,23 @@ def test_exported_with_dynamic_tokens():
     exported = torch.export.export(Model(), pair(6), dynamic_shapes=shapes).module()
     for size in (2, 9):
         assert_routed(exported(*pair(size)), loop(*pair(size), 8, expert_range=(2, 6)))
+
+
+@pytest.mark.parametrize("name", ["counts", "totals", "range_counts"])
+def test_no_arithmetic_on_two_views_of_one_tensor(name):
+    """A compiler that writes a result over an operand would write over the other one."""
+    case = CASES[name]
+    rest = {key: value for key, value in case.items() if not key.startswith("topk")}
+    graph = make_fx(lambda *pair: npu_lowering.routing(*pair, **rest))(
+        case["topk_ids"], case["topk_weights"]
+    )
+    subtractions = [node for node in graph.graph.nodes if node.target is torch.ops.aten.sub.Tensor]
+    assert subtractions
+    for node in subtractions:
+        views = [each for each in node.args if isinstance(each, torch.fx.Node)]
+        views = [each.args[0] for each in views if each.target is torch.ops.aten.slice.Tensor]
+        assert len(views) == len(set(views))
+    assert "div" not in graph.code
 
 
 def test_the_default_device_changes_nothing():

@@ -28,7 +28,12 @@ def test_lowered(torchair, name, dynamic):
     case = CASES[name]
     args = case["topk_ids"], case["topk_weights"]
     result, graph = lower(torchair, routed(case), args, dynamic=dynamic)
-    assert len(graph.nodes_of("Sort")) == 1
+    counted = {
+        kind: len(graph.nodes_of(kind)) for kind in ("Sort", "SearchSorted", "IndexByTensor")
+    }
+    searches = 1 if case.get("group_list_type") == 0 else 2
+    assert counted == {"Sort": 1, "SearchSorted": searches, "IndexByTensor": 2}
+    assert not [node.type for node in graph.nodes if "Div" in node.type or "Mod" in node.type]
     for actual, expected in zip(result, loop(**case)):
         assert actual.dtype == expected.dtype
         assert torch.equal(actual, expected)
