@@ -170,6 +170,8 @@ def _refused(name, outputs):
 
 def compiled(backend, dynamic):
     def there(name, case):
+        if backend == "aot_eager" and "!" in TESTED[name].operator.returns:
+            return None  # torch functionalises no such operator, on any device
         torch._dynamo.reset()
         function = torch.compile(call(name), backend=backend, fullgraph=True, dynamic=dynamic)
         return compared(name, case, function)

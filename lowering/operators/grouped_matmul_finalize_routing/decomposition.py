@@ -41,7 +41,8 @@ def run(problem: Problem) -> Tensor:
         y = y + (bias if problem.logit is None else problem.logit.unsqueeze(1) * bias)
     # -0.0 is what changes no float when added, 0.0 included; 0.0 would turn -0.0 into 0.0.
     y = torch.where(counts.unsqueeze(1), y, -0.0)
-    row_index = torch.where(counts, problem.row_index, 0)
+    # int64, since other runtimes scatter by nothing else.
+    row_index = torch.where(counts, problem.row_index, 0).to(torch.int64)
     return add_rows(_initial(problem), row_index, y)
 
 
