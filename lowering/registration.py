@@ -19,7 +19,7 @@ environment.keep_torch_importable()  # has to come before torch does
 
 import torch  # noqa: E402
 
-from npu_lowering import torch_internals  # noqa: E402
+from npu_lowering import flop_formulas, torch_internals  # noqa: E402
 from npu_lowering.operators import OPERATORS, TRACED, derivative  # noqa: E402
 from npu_lowering.operators.operator import NAMESPACE, OWN_NAMESPACE, Operator, Stage  # noqa: E402
 
@@ -71,6 +71,7 @@ def register() -> None:
         for key, kernel in kernels(operator).items():
             _impl(libraries[operator.namespace], operator, kernel, key)
     _replace_torch_npus_function()
+    flop_formulas.register()
 
 
 def kernels(operator: Operator) -> dict[str, Kernel]:
