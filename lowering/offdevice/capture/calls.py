@@ -148,8 +148,21 @@ def slots(tree: Any) -> list[Slot]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Slot)]
 
 
+def has_hidden_out(operator: Any) -> bool:
+    """Whether an operator writes and returns ``out``, and its schema says neither.
+
+    So it is with attention in torch_npu.
+    """
+    arguments = operator._schema.arguments
+    return operator._overloadname == "out" and all(
+        argument.alias_info is None for argument in arguments
+    )
+
+
 def written_arguments(operator: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments that an operator writes, by the alias set of its schema."""
+    if has_hidden_out(operator):
+        return {"out": kwargs["out"]}
     found = {}
     for index, argument in enumerate(operator._schema.arguments):
         alias = argument.alias_info

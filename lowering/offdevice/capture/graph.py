@@ -101,7 +101,6 @@ class Graph:
                 "was not joined to the original stream). Let the first wait for the others before "
                 "the capture ends (stream.wait_stream(...))"
             )
-        done.settle()
         self._steps = done.steps
         self._poisoned = done.poisoned()
         report.keep(done)
@@ -315,7 +314,6 @@ def update_end(stream: Any) -> None:
     recorder.remove(mode)
     if mode.failure is not None:
         return
-    mode.settle()
     group = mode.replaced
     old = group.steps[group.begin : group.end]
     names = [[step.name for step in steps if isinstance(step, Call)] for steps in (old, mode.steps)]

@@ -14,7 +14,15 @@ from typing import Any
 
 import torch
 
-from npu_lowering.offdevice.capture import checkpoint, cores, graph, memory, state, streams
+from npu_lowering.offdevice.capture import (
+    attention,
+    checkpoint,
+    cores,
+    graph,
+    memory,
+    state,
+    streams,
+)
 
 
 def played() -> dict[str, Any]:
@@ -119,6 +127,7 @@ def play() -> None:
     for name in _COPYING:
         if name in sys.modules:
             sys.modules[name].deepcopy = _kept(sys.modules[name].deepcopy)  # type: ignore[attr-defined]
+    attention.play()
     _play_for_dynamo(npu)
     _let_torchair_follow_npugraph_ex()
     tensor: Any = torch.Tensor

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import (
     _push_mode,
 )
 
-from npu_lowering.offdevice.capture import calls, memory, order, refusals, state
+from npu_lowering.offdevice.capture import attention, calls, memory, order, refusals, state
 from npu_lowering.offdevice.capture.calls import Call, Slot, Step
 from npu_lowering.offdevice.capture.refusals import CaptureError
 
@@ -86,7 +86,7 @@ class Recorder(TorchDispatchMode):
         self._made: list[_Made] = []
         self._latest: dict[int, _Made] = {}  # by address
         self._needed: list[tuple[int, int]] = []  # addresses from, to, read before they are written
-        self._numbers: list[tuple[Slot, torch.UntypedStorage]] = []
+        self._known: set[int] = set()  # of the constants, those that the host still knows
         self._seen: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
 
     @classmethod
@@ -114,14 +114,17 @@ class Recorder(TorchDispatchMode):
             raise NotImplementedError(
                 f"{func} cannot be captured here: only operators with a schema can"
             )
-        if func in _VALUES:
-            raise refusals.needs_value(_VALUES[func])
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if _is_tensor(leaf)]
+        if func in _VALUES:
+            if all(tensor.untyped_storage()._cdata in self._known for tensor in tensors):
+                return func(*args, **kwargs)
+            raise refusals.needs_value(_VALUES[func])
         if func is _aten.record_stream.default:
             self.borrowed.append(tensors[0].untyped_storage())
             return None
         if func is _aten.lift_fresh.default:
             self.constants.append(tensors[0].untyped_storage())
+            self._known.add(tensors[0].untyped_storage()._cdata)
         if torch.Tag.inplace_view in func.tags:
             self._seen.pop(id(tensors[0]), None)  # it may have other memory now, and be meant to
         else:
@@ -138,15 +141,17 @@ class Recorder(TorchDispatchMode):
             )
         self._check_random(func, kwargs)
         written = calls.written_arguments(func, args, kwargs)
-        outputs = self._results(func, args, kwargs)
+        hidden = calls.has_hidden_out(func)
+        self._known -= {tensor.untyped_storage()._cdata for tensor in _tensors(written)}
+        outputs = () if hidden else self._results(func, args, kwargs)
         fresh: list[torch.Tensor] = []
 
         def make(value: torch.Tensor) -> torch.Tensor:
             fresh.append(self.allocate(value, stream))
             return fresh[-1]
 
-        result = calls.returned(func, outputs, written, make)
-        if func in _EMPTY:
+        result = tuple(kwargs["out"]) if hidden else calls.returned(func, outputs, written, make)
+        if func in _EMPTY or func._schema.name in attention.ALLOCATING:
             return result
         call = Call(
             func,
@@ -163,8 +168,6 @@ class Recorder(TorchDispatchMode):
         slot = Slot(value)
         if any(value.untyped_storage()._cdata == held._cdata for held in self.constants):
             slot.keep(value.untyped_storage())
-        elif value.dim() == 0 and slot.segment is None:
-            self._numbers.append((slot, value.untyped_storage()))
         return slot
 
     def _results(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -250,13 +253,6 @@ class Recorder(TorchDispatchMode):
         """Let a replay reset an external event."""
         self.steps.append(calls.Reset(event, stream))
 
-    def settle(self) -> None:
-        """Take into the graph what only the capture has: numbers that came from the host."""
-        for slot, storage in self._numbers:
-            if torch._C._storage_Use_Count(storage._cdata) == 1:
-                slot.keep(storage)
-        self._numbers.clear()
-
     def poisoned(self) -> list[torch.Tensor]:
         """Memory that a replay begins without: what it writes before it reads it."""
         return [
@@ -339,7 +335,11 @@ def _is_tensor(leaf: Any) -> bool:
 
 def _only_writes(operator: Any) -> bool:
     """Whether what an operator writes is not read by it first."""
-    return operator in _WRITING or any(item.is_out for item in operator._schema.arguments)
+    return (
+        operator in _WRITING
+        or calls.has_hidden_out(operator)
+        or any(item.is_out for item in operator._schema.arguments)
+    )
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

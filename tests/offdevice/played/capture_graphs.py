@@ -132,6 +132,7 @@ REFUSED = {
     "generator": (lambda x: torch.rand(3, generator=torch.Generator()), "register_generator"),
     "more memory": (lambda x: torch.empty(2).resize_(100), "resize_"),
     "nested": (lambda x: capture(lambda: x + 1), "entering torch.npu.graph"),
+    "a constant that is written": (lambda x: torch.tensor(0.0).add_(x.sum()).item(), "item"),
     "a second begin": (lambda x: torch.npu.NPUGraph().capture_begin(), "do not nest"),
     "replay": (lambda x: REPLAYED.replay(), "graph in a graph"),
 }
@@ -272,6 +273,34 @@ def test_graphs_of_one_pool_use_freed_memory_again():
     first.replay()
     assert torch.equal(z, x * 2)  # overwritten, as on a device
     assert first.pool() == second.pool() == pool
+
+
+def test_a_weak_reference_keeps_no_memory():
+    x, pool = torch.ones(1000), torch.npu.graph_pool_handle()
+    first, y = capture(lambda: x * 2, pool)
+    weak = torch_npu._C._weak_ref_tensor(y)
+    del y
+    first.replay()
+    assert torch.equal(weak, x * 2)
+    second, z = capture(lambda: x * 3, pool)
+    assert z.data_ptr() == weak.data_ptr()
+    second.replay()
+    assert torch.equal(weak, x * 3)
+
+
+def test_numbers_of_the_host_are_part_of_the_graph():
+    x, scale = torch.zeros(3), torch.tensor(2.0)
+
+    def function():
+        x[1] = 5.0
+        x[torch.tensor(2)] = 7.0
+        return x * scale * torch.from_numpy(numpy.array(10, dtype=numpy.float32))
+
+    graph, y = capture(function)
+    for number in (2.0, 3.0):
+        scale.fill_(number)
+        graph.replay()
+        assert y.tolist() == [0.0, 50 * number, 70 * number]
 
 
 def test_graphs_of_one_pool_leave_what_is_in_use_alone():

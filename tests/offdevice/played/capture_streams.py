@@ -181,6 +181,14 @@ def record_stream(side, x):
     torch.npu.current_stream().wait_stream(side)
 
 
+def record_stream_by_the_operator(side, x):
+    y = [x * 2]
+    forked(side, lambda: y[0] + 1, joins=False)
+    torch.ops.aten.record_stream(y.pop(), side)
+    x * 3
+    torch.npu.current_stream().wait_stream(side)
+
+
 def two_reads(side, x):
     forked(side, lambda: x + 1, joins=False)
     x * 2
@@ -204,7 +212,9 @@ def by_way_of_a_third(side, x):
     y.add_(z)
 
 
-@pytest.mark.parametrize("ordered", [record_stream, two_reads, columns, by_way_of_a_third])
+@pytest.mark.parametrize(
+    "ordered", [record_stream, record_stream_by_the_operator, two_reads, columns, by_way_of_a_third]
+)
 def test_what_is_ordered_or_apart_is_let_be(ordered):
     graph, _ = capture(lambda: ordered(torch.npu.Stream(), torch.ones(4)))
     graph.replay()
