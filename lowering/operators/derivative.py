@@ -88,7 +88,8 @@ class _Function(SingleLevelFunction):  # type: ignore[misc]
     @staticmethod
     def forward(operator: Operator, structure: Any, *leaves: Any) -> Any:
         call = tree_unflatten(list(leaves), structure)
-        with below_autograd():
+        # A Function's forward turns gradients off, which the outer levels of torch.func still need.
+        with torch.enable_grad(), below_autograd():
             result = operator.overload(**call)
         if operator.returns == "()":
             return tuple(_written(operator, call))
