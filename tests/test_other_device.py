@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from operators import TESTED
-from other_device import build
+from other_device import build, where
 from versions import TORCH
 
 # Its values are notes of storages, which stay where they were made.
 NOTED = ("npu_format_cast.Tensor",)
+needs_export = pytest.mark.skipif(TORCH < (2, 6), reason="torch.export is tested from torch 2.6")
 PLAY = Path(build.__file__).with_name("play.py")
 PORTABLE = {name for name, record in TESTED.items() if record.operator.portable is not None}
 WITH_VALUES = {name for name in PORTABLE if TESTED[name].value_errors and name not in NOTED}
@@ -55,3 +56,38 @@ def test_every_operator(library, run_python, kind, expected):
 
 def test_every_operator_has_a_portable_kernel():
     assert set(TESTED) == PORTABLE
+
+
+# The table of what runs where
+
+
+def table():
+    """Of docs/reference.md: a row a device, a cell a kind."""
+    text = (Path(__file__).parent.parent / "docs" / "reference.md").read_text(encoding="utf-8")
+    section = text.split("## Where the operators run")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("|")
+    ]
+    assert rows[0][1:] == list(where.KINDS)
+    return {row[0]: dict(zip(where.KINDS, row[1:])) for row in rows[2:]}
+
+
+def test_the_table_has_every_device():
+    assert [*table()] == ["CPU", "meta", "any other (CUDA, XPU, PrivateUse1)"]
+
+
+@needs_export
+@pytest.mark.parametrize("device", ["CPU", "meta"])
+def test_the_table_of_what_runs_where(device):
+    assert where.row(device.lower()) == table()[device]
+
+
+@needs_export
+def test_the_table_of_what_runs_on_another_device(library, run_python):
+    program = f"import runpy, sys; sys.argv = ['play', {str(library)!r}, 'where']; "
+    program += f"runpy.run_path({str(PLAY)!r}, run_name='__main__')"
+    printed = run_python(program, env={"PYTHONWARNINGS": "ignore"})
+    (other,) = (row for device, row in table().items() if device.startswith("any other"))
+    assert json.loads(printed.splitlines()[-1]) == other

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from operators import TESTED, on_tensors, outcome, results, split
-from other_device import build
+from other_device import build, where
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = f"{build.NAME}:0"
@@ -263,6 +263,7 @@ def unchecked():
 
 
 KINDS = {
+    "where": lambda: where.row(DEVICE),
     "eager": eager,
     "inference_mode": inference_mode,
     "autocast": autocast,
