@@ -40,11 +40,18 @@ def applied(function: Any, *args: Any) -> Any:
         return function.apply(*args)
 
 
+@contextlib.contextmanager
+def outer_levels_record() -> Iterator[None]:
+    """Turns back on what a Function's forward turns off: outer levels of torch.func need it."""
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        yield
+
+
 def has_tangent(tensor: Tensor) -> bool:
-    """Whether a tensor is a dual one, of forward-mode differentiation."""
-    if forward_ad._current_level < 0:
+    """Whether a tensor is a dual one, of forward-mode differentiation or of torch.func.jvp."""
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
         return False
-    return forward_ad.unpack_dual(tensor).tangent is not None
+    return torch._VF._unpack_dual(tensor, level=0)[1] is not None
 
 
 def is_fake(value: object) -> bool:

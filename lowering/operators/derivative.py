@@ -18,6 +18,7 @@ from npu_lowering.torch_internals import (
     applied,
     below_autograd,
     has_tangent,
+    outer_levels_record,
     tree_flatten,
     tree_unflatten,
 )
@@ -88,8 +89,7 @@ class _Function(SingleLevelFunction):  # type: ignore[misc]
     @staticmethod
     def forward(operator: Operator, structure: Any, *leaves: Any) -> Any:
         call = tree_unflatten(list(leaves), structure)
-        # A Function's forward turns gradients off, which the outer levels of torch.func still need.
-        with torch.enable_grad(), below_autograd():
+        with outer_levels_record(), below_autograd():
             result = operator.overload(**call)
         if operator.returns == "()":
             return tuple(_written(operator, call))
