@@ -216,7 +216,7 @@ def test_torch_func_differentiates(of_scale):
     expected = torch.autograd.functional.hessian(loss, scale)
     torch.testing.assert_close(torch.func.jacrev(torch.func.grad(loss))(scale), expected)
     for forward in (torch.func.hessian(loss), torch.func.jacfwd(function)):
-        with pytest.raises(NotImplementedError, match=r"^forward-mode differentiation of npu_group"):
+        with pytest.raises(NotImplementedError, match=r"^forward-mode differentiation of npu_"):
             forward(scale)
 
 
