@@ -178,17 +178,34 @@ def test_errors_are_the_same_when_recording(op):
         op(**case)
 
 
-def test_forward_mode_is_refused(op):
-    case = call()
-    with torch.autograd.forward_ad.dual_level():
-        op(**case)
-        case["logit"] = torch.autograd.forward_ad.make_dual(case["logit"], torch.ones(24))
-        with pytest.raises(
-            NotImplementedError,
-            match=r"^forward-mode differentiation of npu_grouped_matmul_finalize_routing is not "
-            r"supported, got a dual tensor; use backward$",
-        ):
-            op(**case)
+@pytest.mark.parametrize(
+    "name", ["bias_bfloat16", "tail_of_garbage", "fractal_nz_padded", "totals"]
+)
+def test_forward_mode_equals_the_directional_derivative(name, op):
+    """Of each input alone, and of all at once, against the oracle's in float64."""
+    case = CASES[name]()
+    floats = floats_of(case)
+    for names in (*([each] for each in floats), floats):
+        tangents = {
+            each: torch.linspace(-1, 1, case[each].numel()).view(case[each].shape) for each in names
+        }
+        with torch.autograd.forward_ad.dual_level():
+            duals = {
+                each: torch.autograd.forward_ad.make_dual(
+                    case[each], tangents[each].to(case[each].dtype)
+                )
+                for each in names
+            }
+            tangent = torch.autograd.forward_ad.unpack_dual(op(**{**case, **duals})).tangent
+        given = tuple(case[each].double() for each in names)
+        along = tuple(tangents[each].to(case[each].dtype).double() for each in names)
+
+        def reference(*values, names=names):
+            return oracle(**{**case, **dict(zip(names, values))}, compute=torch.float64)
+
+        _, expected = torch.autograd.functional.jvp(reference, given, along)
+        bound = 1e-4 * expected.abs().max()
+        assert (tangent.double() - expected).abs().max() <= bound, names
 
 
 @pytest.fixture
@@ -199,6 +216,7 @@ def of_scale(op):
     return (lambda value: op(**case, scale=value)), scale
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 def test_torch_func_differentiates(of_scale):
     function, scale = of_scale
 
@@ -215,9 +233,8 @@ def test_torch_func_differentiates(of_scale):
     torch.testing.assert_close(torch.func.jacrev(function)(scale), jacobian)
     expected = torch.autograd.functional.hessian(loss, scale)
     torch.testing.assert_close(torch.func.jacrev(torch.func.grad(loss))(scale), expected)
-    for forward in (torch.func.hessian(loss), torch.func.jacfwd(function)):
-        with pytest.raises(NotImplementedError, match=r"^forward-mode differentiation of npu_"):
-            forward(scale)
+    torch.testing.assert_close(torch.func.hessian(loss)(scale), expected)
+    torch.testing.assert_close(torch.func.jacfwd(function)(scale), jacobian)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")

@@ -29,8 +29,8 @@ def kernel(operator: Operator) -> Callable[..., Any]:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         tensors = list(_tensors((*args, *kwargs.values())))
-        _refuse_forward_mode(operator, tensors)
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        wanted = _has_tangents(operator, tensors) or wanted
         if not wanted:
             with below_autograd():
                 return operator.overload(*args, **kwargs)
@@ -54,14 +54,19 @@ def _tensors(values: tuple[Any, ...]) -> Iterator[Tensor]:
             yield from (each for each in value if isinstance(each, Tensor))
 
 
-def _refuse_forward_mode(operator: Operator, tensors: list[Tensor]) -> None:
-    """Dropping a tangent would be a silent derivative of zero."""
-    for tensor in tensors:
-        if tensor.is_floating_point() and has_tangent(tensor):
-            raise NotImplementedError(
-                f"forward-mode differentiation of {operator.name} is not supported, "
-                "got a dual tensor; use backward"
-            )
+def _has_tangents(operator: Operator, tensors: list[Tensor]) -> bool:
+    """Whether forward mode is on, for a formula that has it.
+
+    Raises:
+        NotImplementedError: it is on, and dropping a tangent would be a silent derivative of zero.
+    """
+    dual = any(tensor.is_floating_point() and has_tangent(tensor) for tensor in tensors)
+    if dual and (operator.derivative is None or operator.derivative.forward is None):
+        raise NotImplementedError(
+            f"forward-mode differentiation of {operator.name} is not supported, "
+            "got a dual tensor; use backward"
+        )
+    return dual
 
 
 REFUSAL = "no_derivative(Tensor grad, Tensor input, str operator) -> Tensor"
@@ -102,23 +107,35 @@ class _Function(SingleLevelFunction):  # type: ignore[misc]
         ctx.operator, ctx.structure = operator, structure
         ctx.rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
-        ctx.save_for_backward(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
         # What the schema says is written depends on the other arguments from here on.
         ctx.mark_dirty(*_written(operator, tree_unflatten(list(leaves), structure)))
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        operator: Operator = ctx.operator
+        assert operator.derivative is not None
+        assert operator.derivative.forward is not None
+        call = _call(ctx)
+        given = tree_unflatten(list(tangents[2:]), ctx.structure)
+        known = {
+            name: given[name]
+            for name in operator.derivative.inputs
+            if isinstance(given.get(name), Tensor)
+        }
+        return operator.derivative.forward(operator.overload, operator.problem(**call), known)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         operator: Operator = ctx.operator
-        saved = iter(ctx.saved_tensors)
-        leaves = [
-            next(saved) if is_tensor else leaf for is_tensor, leaf in zip(ctx.is_tensor, ctx.rest)
-        ]
-        call = tree_unflatten(leaves, ctx.structure)
+        call = _call(ctx)
         if operator.derivative is None:
             asked = next(grad for grad in grads if grad is not None)
             refused = [
                 torch.ops.npu_lowering.no_derivative(asked, leaf, operator.name) if needed else None
-                for leaf, needed in zip(leaves, ctx.needs_input_grad[2:])
+                for leaf, needed in zip(tree_flatten(call)[0], ctx.needs_input_grad[2:])
             ]
             return (None, None, *refused)
         needed = tree_unflatten(list(ctx.needs_input_grad[2:]), ctx.structure)
@@ -131,6 +148,16 @@ class _Function(SingleLevelFunction):  # type: ignore[misc]
             name: found[name].to(call[name].dtype).reshape(call[name].shape) for name in wanted
         }
         return (None, None, *_as_leaves(call, result))
+
+
+def _call(ctx: Any) -> dict[str, Any]:
+    """The arguments that forward had, by name."""
+    saved = iter(ctx.saved_tensors)
+    leaves = [
+        next(saved) if is_tensor else leaf for is_tensor, leaf in zip(ctx.is_tensor, ctx.rest)
+    ]
+    call: dict[str, Any] = tree_unflatten(leaves, ctx.structure)
+    return call
 
 
 def _written(operator: Operator, call: dict[str, Any]) -> list[Tensor]:

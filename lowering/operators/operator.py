@@ -116,12 +116,15 @@ class Derivative:
             op is the operator, problem the checked call that forward computed, grads one gradient
             for each result, None for one that none came to. What it computes is torch ops without a
             branch on data, and op itself.
+        forward: ``(op, problem, tangents)`` to the tangent of the one result: tangents by name, of
+            the inputs that have one. None where forward mode is refused.
     """
 
     inputs: tuple[str, ...]
     backward: Callable[
         [Callable[..., Any], Any, tuple[Any, ...], frozenset[str]], Mapping[str, Tensor]
     ]
+    forward: Callable[[Callable[..., Any], Any, Mapping[str, Tensor]], Tensor] | None = None
 
 
 @dataclass(frozen=True)

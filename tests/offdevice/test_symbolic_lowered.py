@@ -1,5 +1,7 @@
 """One GE graph for every number of tokens: the fused node, a Slice, and Pads where needed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from cases import call, fractal_nz
@@ -117,3 +119,63 @@ def test_without_a_bound_the_three_ways_are_named(compiled):
     )
     with pytest.raises(Exception, match=sentence):
         function(*tokens(7))
+
+
+# A program that compiles its model into a cache, or takes it from there, and runs four sizes.
+CACHED = f"""
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import torch, torch_npu, torchair
+from token_counts import tokens
+import npu_lowering
+
+NAMES = ("x", "w", "group_list", "scale", "pertoken_scale", "logit", "shared_input", "row_index")
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        config = torchair.CompilerConfig()
+        self.cached = torchair.inference.cache_compile(
+            self.prompt, config=config, dynamic=True, cache_dir=sys.argv[1])
+    def prompt(self, hidden, x, w, group_list, scale, pertoken_scale, logit, shared_input,
+               row_index):
+        return npu_lowering.npu_grouped_matmul_finalize_routing(
+            x, w, group_list, scale=scale, pertoken_scale=pertoken_scale, logit=logit,
+            shared_input=shared_input, row_index=row_index, output_bs=hidden.shape[0],
+            max_output_bs=64)
+    def forward(self, *arguments):
+        return self.cached(*arguments)
+
+model = Model()
+for count in (7, 9, 12, 20):
+    hidden, case = tokens(count)
+    out = model(hidden, *(case[name] for name in NAMES))
+    case.pop("shared_input_offset")
+    expected = torch.ops.npu.npu_grouped_matmul_finalize_routing(**case, output_bs=count)
+    print(tuple(out.shape), torch.equal(out, expected))
+"""
+
+
+@pytest.mark.usefixtures("found")
+def test_a_cached_graph_is_right_at_other_sizes_in_a_second_process(python, tmp_path):
+    script = tmp_path / "cached.py"
+    script.write_text(CACHED)
+    for _ in range(2):
+        output, _ = python("-m", "npu_lowering", "run", script, tmp_path / "cache")
+        assert output.splitlines()[-4:] == [f"({count}, 64) True" for count in (7, 9, 12, 20)]
+        assert [*(tmp_path / "cache").rglob("compiled_module")]
+
+
+def test_an_exported_model_says_what_bound_it_lacks(torchair, tmp_path):
+    """It would otherwise hold the one size that it was exported at."""
+
+    class Model(torch.nn.Module):
+        def forward(self, hidden, *rest):
+            return as_users_write_it(hidden, dict(zip(case, rest)))
+
+    hidden, case = tokens(7)
+    with pytest.raises(Exception, match="output_bs must have an upper bound in a GE graph"):
+        torchair.dynamo_export(
+            hidden, *case.values(), model=Model(), dynamic=True, export_path=str(tmp_path)
+        )

@@ -16,6 +16,7 @@ traced, and differentiated again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Callable
 
 import torch
@@ -137,6 +138,42 @@ def _products(op: Op, problem: Problem, ends: Tensor, rows: slice) -> Tensor:
     )
 
 
+def forward(op: Op, problem: Problem, tangents: Mapping[str, Tensor]) -> Tensor:
+    """The tangent of the result: the operator is linear in each of its float inputs alone.
+
+    So it is a sum of calls, each with one input replaced by its tangent.
+    """
+    values = {
+        "pertoken_scale": problem.pertoken_scale,
+        "logit": problem.logit,
+    }
+    total = problem.x.new_zeros((problem.output_bs, problem.n), dtype=torch.float32)
+    # What has no tangent and is not multiplied by one is left out of a call.
+    for name, tangent in tangents.items():
+        call: dict[str, Any] = {"scale": problem.scale, "bias": None, **values, name: tangent}
+        if name == "logit":
+            call["bias"] = problem.bias
+        elif name == "bias":
+            call["scale"] = torch.zeros_like(problem.scale)
+        elif name == "shared_input":
+            call["scale"] = torch.zeros_like(problem.scale)
+            call["logit"] = torch.zeros_like(problem.logit) if problem.logit is not None else None
+            call["shared_input_offset"] = problem.shared_input_offset
+            call["shared_input_weight"] = problem.shared_input_weight
+        total = total + op(
+            x=problem.x,
+            w=problem.w,
+            group_list=problem.group_list,
+            row_index=problem.row_index,
+            output_bs=problem.output_bs,
+            group_list_type=problem.group_list_type,
+            **call,
+        )
+    return total
+
+
 DERIVATIVE = Derivative(
-    inputs=("scale", "bias", "pertoken_scale", "shared_input", "logit"), backward=backward
+    inputs=("scale", "bias", "pertoken_scale", "shared_input", "logit"),
+    backward=backward,
+    forward=forward,
 )
