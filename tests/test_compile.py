@@ -269,3 +269,27 @@ def test_dynamo_compiles_none_of_our_frames(op):
     counters.clear()
     assert_same(torch.compile(breaks, backend="eager")(), expected)
     assert counters["frames"]["total"] <= 2, dict(counters["frames"])  # the user's, and its rest
+
+
+@needs_export
+@allow_treespec
+def test_decomposing_narrows_no_program(op):
+    """shared_input of one to all rows of the result, which is the most, were declared."""
+
+    class Shared(torch.nn.Module):
+        def forward(self, shared_input, rest):
+            return npu_lowering.npu_grouped_matmul_finalize_routing(
+                **rest, shared_input=shared_input, output_bs=4
+            )
+
+    case = call(output_bs=4, shared_rows=3, shared_input_offset=0, shared_input_weight=0.5)
+    shared = case.pop("shared_input")
+    del case["output_bs"]
+    shapes = {0: torch.export.Dim("rows", min=1, max=4)}, dict.fromkeys(case)
+    program = torch.export.export(Shared(), (shared, case), dynamic_shapes=shapes)
+    table = {**torch.export.default_decompositions(), **npu_lowering.decompositions()}
+    decomposed = program.run_decompositions(table)
+    for rows in (1, 2, 3, 4):
+        shared = torch.rand(rows, 64).bfloat16()
+        expected = op(**case, shared_input=shared, output_bs=4)
+        assert_same(decomposed.module()(shared, case), expected)
