@@ -17,6 +17,7 @@ from versions import TORCH
 
 import npu_lowering
 from npu_lowering import offdevice
+from npu_lowering.offdevice.engine.graph import parse
 from npu_lowering.operators import BY_NAME
 
 # The sizes here are small, which the converter warns of; one test is about that.
@@ -362,7 +363,7 @@ def test_export_writes_a_graph_that_parses_back(tmp_path, monkeypatch):
         case["x"], case["w"], model=Model(), export_path="exported", dynamic=False
     )
     (file,) = [path for path in (tmp_path / "exported").iterdir() if path.suffix == ".air"]
-    graph = offdevice.graph.parse(file.read_bytes())
+    graph = parse(file.read_bytes())
     assert len(graph.nodes_of(TYPE)) == 1
 
 
