@@ -79,6 +79,11 @@ def is_tracing() -> bool:
     return torch.compiler.is_compiling()
 
 
+def is_data_dependent(size: Any) -> bool:
+    """Whether a size is a symbol that only data knows, so that nothing may branch on it."""
+    return isinstance(size, torch.SymInt) and not is_compiling() and not size.node.has_hint()
+
+
 def bounds(size: Any) -> tuple[int, int | None]:
     """The least and the largest value that a symbolic size may have; None where there is none.
 

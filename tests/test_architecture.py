@@ -33,7 +33,12 @@ ARROWS = {
     f"{FUSED}.fractal_nz": ("operators.huge_pages", "torch_internals"),
     "operators.huge_pages": (),
     f"{FUSED}.native": (),
-    f"{FUSED}.contract": ("operators.checking", "operators.operator", *of_fused(*STAGES)),
+    f"{FUSED}.contract": (
+        "torch_internals",
+        "operators.checking",
+        "operators.operator",
+        *of_fused(*STAGES),
+    ),
     f"{FUSED}.device_limits": ("operators.checking", *of_fused("contract")),
     f"{FUSED}.fake": of_fused("contract"),
     f"{FUSED}.cpu": (

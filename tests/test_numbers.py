@@ -106,10 +106,10 @@ def test_a_float32_matmul_is_not_exact():
     """Why the kernel does not use one: odd sums past 2**24 do not fit a float32."""
     case = constant(127, 127, 2048)
     case["x"][:, 0] = 126
-    exact = (127 * 127 * 2048 - 127) * torch.ones(24, 64, dtype=torch.int64)
+    wanted = (127 * 127 * 2048 - 127) * torch.ones(24, 64, dtype=torch.int64)
     in_float32 = (case["x"].float() @ case["w"][0].float()).long()
-    assert not torch.equal(in_float32, exact)
-    assert torch.equal(cpu._matmul(case["x"], case["w"][0]).long(), exact)
+    assert not torch.equal(in_float32, wanted)
+    assert torch.equal(exact_module.product(case["x"], case["w"][0]).long(), wanted)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -189,9 +189,9 @@ def test_the_last_sum_in_int32_and_the_first_past_it(runs, step, op):
 
 def test_int_mm_is_used_where_it_is_exact(monkeypatch):
     monkeypatch.setattr(exact_module, "_int_mm_is_exact", lambda: True)
-    monkeypatch.setattr(torch, "_int_mm", lambda *_: "of torch._int_mm")
+    monkeypatch.setattr(exact_module, "int_mm", lambda *_: "of torch._int_mm")
     case = call()
-    assert cpu._matmul(case["x"], case["w"][0]) == "of torch._int_mm"
+    assert exact_module.product(case["x"], case["w"][0]) == "of torch._int_mm"
 
 
 def int_mm(x, w):

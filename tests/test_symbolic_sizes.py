@@ -123,3 +123,15 @@ def test_eagerly_both_operators_are_one():
         FUNCTION(**case, output_bs=7, max_output_bs=6)
     with pytest.raises(ValueError, match=r"^max_output_bs must be >= 0, got -1"):
         FUNCTION(**case, output_bs=7, max_output_bs=-1)
+
+
+@pytest.mark.parametrize("output_bs", [0, None])
+def test_no_output_bs_means_m_while_it_is_traced_too(output_bs, op):
+    """Dynamo makes a symbol even of a 0 that a caller passes."""
+
+    def function(case, rows):
+        return FUNCTION(**case, output_bs=rows)
+
+    compiled = torch.compile(function, backend="aot_eager", dynamic=True, fullgraph=True)
+    _, case = tokens(7)
+    assert_same(compiled(case, output_bs), op(**case))

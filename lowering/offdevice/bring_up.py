@@ -100,6 +100,8 @@ def _bring_in(found: probe.Wheels) -> None:
         finally:
             register.register()
             _renew(old)
+            # By the objects that torch.ops hands out from here on.
+            _import("npu_lowering.flop_formulas").register()
     os.environ[_AUTOLOAD] = "0"  # torch_npu sets it, too
     _replace_engine()
 

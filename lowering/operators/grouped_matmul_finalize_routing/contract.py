@@ -19,7 +19,6 @@ from npu_lowering.operators.checking import (
     check_dtype,
     check_rank,
     check_shape,
-    is_symbolic,
     must_be_none,
     require,
     required,
@@ -27,6 +26,7 @@ from npu_lowering.operators.checking import (
 from npu_lowering.operators.grouped_matmul_finalize_routing import schema
 from npu_lowering.operators.grouped_matmul_finalize_routing.fractal_nz import K0, N0
 from npu_lowering.operators.operator import SymInt, dtype_name
+from npu_lowering.torch_internals import is_data_dependent
 
 LATER = ("offset", "x_dtype", "w_dtype", "scale_dtype", "pertoken_scale_dtype")
 """Arguments of weight formats other than int8."""
@@ -381,8 +381,8 @@ def _group_list_type(value: int | None) -> int:
 
 
 def _output_rows(output_bs: int | None, m: Size) -> Size:
-    # A symbol counts as given: whether it is 0 may not be known while it is traced.
-    if output_bs is None or (not is_symbolic(output_bs) and output_bs == 0):
+    # What only data knows counts as given: whether it is 0 is not known while it is traced.
+    if output_bs is None or (not is_data_dependent(output_bs) and output_bs == 0):
         return m
     rows: Size = output_bs
     require(
