@@ -32,7 +32,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: more threads 
 
 def pytest_collection_modifyitems(items):
     """Tests that bring torch_npu into the process come last: nothing can take it out again."""
-    items.sort(key=lambda item: ("offdevice" in item.path.parts, "torchair" in item.fixturenames))
+    items.sort(key=lambda item: ("torchair" in item.fixturenames, "offdevice" in item.path.parts))
 
 
 # The one that Inductor takes.

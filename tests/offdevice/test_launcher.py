@@ -263,13 +263,13 @@ with torch.npu.device(0), torch.npu.stream(stream):
     stream.wait_event(begin)
     torch.npu.current_stream().record_event(end).synchronize()
 assert begin.elapsed_time(end) >= 0 and end.query()
-made = stream.record_event()
+made = stream.record_event(torch.npu.Event(enable_timing=True))
 made.wait(stream)
 stream.wait_stream(torch.npu.current_stream())
 stream.synchronize()
 assert stream.query() and begin.elapsed_time(made) >= 0
 try:
-    begin.elapsed_time(torch.npu.Event())
+    begin.elapsed_time(torch.npu.Event(enable_timing=True))
 except RuntimeError as error:
     assert "both events must be recorded" in str(error)
 else:
