@@ -11,26 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from npu_lowering.operators.value_checks import are_checked
-
-
-def check_experts(name: str, experts: Tensor, end: int, form: str) -> None:
-    """Hold the experts of slots to ``[0, end]``; the last, which does not exist, gets no row.
-
-    Raises:
-        IndexError: one lies outside; the message names the first.
-    """
-    if not experts.numel() or not are_checked(experts):
-        return
-    low, high = torch.aminmax(experts)
-    if int(low) < 0 or int(high) > end:
-        flat = experts.reshape(-1)
-        first = int(((flat < 0) | (flat > end)).nonzero()[0])
-        raise IndexError(
-            f"{name} must lie in [0, {form}] = [0, {end}], got {name}[{first}] = "
-            f"{int(flat[first])} (counted in the flat tensor)"
-        )
-
 
 @dataclass(frozen=True)
 class Order:

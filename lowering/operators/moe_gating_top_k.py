@@ -17,8 +17,8 @@ from npu_lowering.operators.checking import (
     check_shape,
     require,
 )
-from npu_lowering.operators.moe_init_routing import check_in_range
 from npu_lowering.operators.operator import GENode, NodeCall, Operator
+from npu_lowering.operators.value_checks import check_range
 
 SOFTMAX, SIGMOID = 0, 1
 _NORM_TYPES: dict[object, str] = {SOFTMAX: "softmax", SIGMOID: "sigmoid"}
@@ -247,8 +247,8 @@ def _best(score: Tensor, k: int) -> Tensor:
 
 def _looked_up(call: GatingTopK, table: Tensor) -> Tensor:
     assert call.input_ids is not None
-    check_in_range("input_ids", call.input_ids, table.shape[0], "[0, ids)")
-    check_in_range("tid2eid", table, call.x.shape[1], "[0, experts)")
+    check_range("input_ids", call.input_ids, table.shape[0], "ids")
+    check_range("tid2eid", table, call.x.shape[1], "experts")
     return table[call.input_ids.to(torch.int64)].to(torch.int64)
 
 

@@ -17,7 +17,7 @@ from npu_lowering.operators.checking import (
     require,
 )
 from npu_lowering.operators.operator import GENode, NodeCall, Operator
-from npu_lowering.operators.value_checks import are_checked
+from npu_lowering.operators.value_checks import check_range
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def fake(call: InitRouting) -> tuple[Tensor, Tensor, Tensor]:
 
 def cpu(call: InitRouting) -> tuple[Tensor, Tensor, Tensor]:
     """The results, after a look at row_idx, which is written through."""
-    check_in_range("row_idx", call.row_idx, call.row_idx.numel(), "[0, tokens * k)")
+    check_range("row_idx", call.row_idx, call.row_idx.numel(), "tokens * k")
     return run(call)
 
 
@@ -94,24 +94,6 @@ def run(call: InitRouting) -> tuple[Tensor, Tensor, Tensor]:
     place = torch.arange(tokens * k, dtype=row_idx.dtype, device=x.device)
     went_to = torch.zeros_like(place).index_copy(0, came_from, place)
     return x[came_from[: call.active * k] % tokens], went_to, experts
-
-
-def check_in_range(name: str, values: Tensor, end: int, form: str) -> None:
-    """Hold indices to ``[0, end)``.
-
-    Raises:
-        IndexError: one lies outside; the message names the first.
-    """
-    if not values.numel() or not are_checked(values):
-        return
-    low, high = torch.aminmax(values)
-    if int(low) < 0 or int(high) >= end:
-        flat = values.reshape(-1)
-        first = int(((flat < 0) | (flat >= end)).nonzero()[0])
-        raise IndexError(
-            f"{name} must lie in {form} = [0, {end}), got {name}[{first}] = {int(flat[first])} "
-            "(counted in the flat tensor)"
-        )
 
 
 def _arguments(node: NodeCall) -> dict[str, Any]:

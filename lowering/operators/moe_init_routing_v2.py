@@ -22,6 +22,7 @@ from npu_lowering.operators.checking import (
 )
 from npu_lowering.operators.dynamic_quant import quantised
 from npu_lowering.operators.operator import GENode, IntPair, NodeCall, Operator
+from npu_lowering.operators.value_checks import check_range
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -262,7 +263,7 @@ def _tokens_shape(call: InitRoutingV2) -> tuple[int, ...]:
 
 def run(call: InitRoutingV2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The results, on any device, after a look at the experts."""
-    expert_order.check_experts("expert_idx", call.expert_idx, call.experts, "expert_num")
+    check_range("expert_idx", call.expert_idx, call.experts, "expert_num", closed=True)
     order = expert_order.sorted_slots(call.expert_idx, call.first, call.end)
     if call.capacity is None:
         chosen, there = order.slots[: call.rows], None

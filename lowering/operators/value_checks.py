@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from torch import Tensor
 
 VARIABLE = "NPU_LOWERING_CHECK_VALUES"
@@ -50,6 +51,33 @@ def are_checked(values: Tensor) -> bool:
         ValueError: the environment variable is neither 0 nor 1.
     """
     return values.device.type == "cpu" or _enabled()
+
+
+def check_range(name: str, values: Tensor, end: int, form: str, *, closed: bool = False) -> None:
+    """Hold indices to ``[0, end)``, where a kernel has to look at them.
+
+    Args:
+        name: of the argument.
+        values: the indices, of any shape.
+        end: the end of what is allowed.
+        form: the end in the words of the argument's docstring.
+        closed: whether end itself is allowed.
+
+    Raises:
+        IndexError: one lies outside; the message names the first.
+    """
+    if not values.numel() or not are_checked(values):
+        return
+    last = end if closed else end - 1
+    low, high = torch.aminmax(values)
+    if int(low) < 0 or int(high) > last:
+        flat = values.reshape(-1)
+        first = int(((flat < 0) | (flat > last)).nonzero()[0])
+        bracket = "]" if closed else ")"
+        raise IndexError(
+            f"{name} must lie in [0, {form}{bracket} = [0, {end}{bracket}, "
+            f"got {name}[{first}] = {int(flat[first])} (counted in the flat tensor)"
+        )
 
 
 def _enabled() -> bool:
