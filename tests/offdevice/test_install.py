@@ -97,9 +97,10 @@ assert packet.default is overload
 assert torch.equal(torch.compile(lambda: call(packet), backend="aot_eager", fullgraph=True)(), y)
 """
 
-# The reverse: torchair with its own engine, over stand-ins that someone else has loaded.
+# What a shell runs in the background ignores SIGINT from the start.
 SIGNALLED = """
-import os, time
+import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from npu_lowering import offdevice
 offdevice.install()
 import torch, torchair
@@ -108,6 +109,7 @@ torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
 os.kill(os.getpid(), {0:d})
 time.sleep(60)
 """
+# The reverse: torchair with its own engine, over stand-ins that someone else has loaded.
 TORCHAIR_FIRST = """
 from npu_lowering.offdevice import OffDeviceError, install, probe
 from npu_lowering.offdevice.standins import load as standins

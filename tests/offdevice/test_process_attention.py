@@ -44,6 +44,7 @@ def test_it_lowers_and_is_equal(function, backend, q):
     assert enabled() == before
 
 
+@pytest.mark.usefixtures("torchair")
 def test_it_lowers_for_training(q):
     from npu_lowering import offdevice
 
